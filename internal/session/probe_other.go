@@ -1,0 +1,11 @@
+//go:build !unix
+
+package session
+
+import "net"
+
+// peeker can't look into a socket here: the idle limit and the rule for stale connections do its work.
+type peeker struct{}
+
+func (*peeker) init(net.Conn)     {}
+func (*peeker) look() socketState { return socketUnknown }
