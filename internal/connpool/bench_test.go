@@ -1,0 +1,153 @@
+package connpool_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/smtplb/smtplb/internal/connpool"
+)
+
+type benchConn struct{ dead bool }
+
+func benchPool(max int) *connpool.Pool[*benchConn] {
+	p := connpool.New(connpool.Config[*benchConn]{
+		Alive: func(c *benchConn) bool { return !c.dead },
+		Close: func(*benchConn, connpool.Reason) {},
+	})
+	p.AddLane(connpool.Limits{Max: max, MaxAge: 1 << 40, MaxIdleTime: 1 << 40}, connpool.Up)
+	return p
+}
+
+// useOnce does what a message does to a lane: it reuses the idle connection.
+func useOnce(tb testing.TB, p *connpool.Pool[*benchConn]) {
+	t, ok := p.Try(0)
+	if !ok {
+		tb.Fatal("no turn")
+	}
+	if _, ok := t.Conn(); !ok {
+		t.Adopt(&benchConn{})
+	}
+	t.Put(1)
+}
+
+func BenchmarkTryConnPut(b *testing.B) {
+	p := benchPool(10)
+	defer p.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		useOnce(b, p)
+	}
+}
+
+func BenchmarkTryConnPutParallel(b *testing.B) {
+	p := benchPool(0)
+	defer p.Close()
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			useOnce(b, p)
+		}
+	})
+}
+
+// The turn is passed on through an interface, so that it escapes.
+func BenchmarkTryConnPutEscaping(b *testing.B) {
+	p := benchPool(10)
+	defer p.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		t, _ := p.Try(0)
+		sink = t
+		if _, ok := t.Conn(); !ok {
+			t.Adopt(&benchConn{})
+		}
+		t.Put(1)
+	}
+}
+
+var sink any
+
+func BenchmarkTryFull(b *testing.B) {
+	p := benchPool(1)
+	defer p.Close()
+	t, _ := p.Try(0)
+	defer t.Drop()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := p.Try(0); ok {
+			b.Fatal("a turn too many")
+		}
+	}
+}
+
+// Two goroutines hand one slot to each other through the queue.
+func BenchmarkWaitHandOff(b *testing.B) {
+	p := benchPool(1)
+	defer p.Close()
+	lanes := []uint64{1}
+	b.ReportAllocs()
+	b.SetParallelism(4)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			t, err := p.Wait(context.Background(), lanes)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			t.Put(1)
+		}
+	})
+}
+
+// A slot of lane 1 is handed on while many wait for lane 0 in front.
+func BenchmarkWaitBehind10000(b *testing.B) {
+	p := benchPool(1)
+	p.AddLane(connpool.Limits{Max: 1}, connpool.Up)
+	busy, _ := p.Try(0)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	const n = 10000
+	for range n {
+		go func() {
+			if t, err := p.Wait(ctx, []uint64{1}); err == nil {
+				t.Put(0)
+			}
+			done <- struct{}{}
+		}()
+	}
+	for p.Waiting() < n {
+	}
+	lanes := []uint64{2}
+	b.ReportAllocs()
+	b.SetParallelism(4)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			t, err := p.Wait(context.Background(), lanes)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			t.Put(1)
+		}
+	})
+	cancel()
+	for range n {
+		<-done
+	}
+	busy.Drop()
+	p.Close()
+}
+
+// The fast path allocates nothing: not a turn, not a timer, not a list.
+func TestFastPathDoesNotAllocate(t *testing.T) {
+	p := benchPool(4)
+	defer p.Close()
+	useOnce(t, p)
+	want := 0.0
+	if testing.CoverMode() != "" {
+		want = 1 // the counters of coverage keep Try from being inlined, and so the turn from the stack
+	}
+	if got := testing.AllocsPerRun(1000, func() { useOnce(t, p) }); got > want {
+		t.Errorf("%v allocations per Try, Conn and Put, want %v", got, want)
+	}
+}

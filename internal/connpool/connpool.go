@@ -1,0 +1,644 @@
+// Package connpool is the one primitive that owns all the concurrency of a
+// relay pool: the right to use a connection of a lane (a lane is a relay), the
+// connections that wait to be used again, and those who wait for a lane. It is
+// generic and knows no SMTP.
+//
+// # How it is used
+//
+//  1. A caller takes a [Turn]: [Pool.Try] for the lane it has picked or, when
+//     all lanes that would do are full, [Pool.Wait] for the first of them that
+//     has room.
+//  2. The turn hands out an idle connection ([Turn.Conn]) or adopts the one
+//     that the caller opened ([Turn.Adopt]).
+//  3. The caller, in its own goroutine, does with the connection what it wants
+//     and ends the turn, exactly once: with [Turn.Put], which keeps the
+//     connection for the next turn, or with [Turn.Drop].
+//
+// # Why it is right
+//
+// There is one mutex, and there is one exit from every critical section,
+// unlock, which hands the free slots of the lane that changed to those who wait
+// for it, releases the mutex, and only then wakes them and closes what is to
+// be closed. So no channel is touched and no callback runs under the lock, and
+// whenever the lock is free:
+//
+//   - A lane's turns and idle connections, and the connections that are being
+//     retired, together are at most its Max; if Max was lowered below the turns
+//     that run, it has no idle connection. (Max can be exceeded for as long as
+//     it takes to retire a connection: after Max was lowered, and by a turn that
+//     adopts a connection although the lane has idle ones, or after it found
+//     them out of date.)
+//   - A lane that could grant a turn has no waiter. (This is why Try cannot
+//     overtake anybody.)
+//   - Each waiter names at least one lane that is not Down.
+//   - Only a lane that is Up has idle connections.
+//   - A connection is in exactly one place: idle in its lane, or with one turn
+//     (or with one call of Recheck).
+//   - The mirrors that Free, Held and Try read without the lock are exact.
+//
+// The FIFO of waiters across the lanes is kept as one list for each lane, in
+// the order of arrival, and a waiter has a link in the list of each lane it
+// names. The first waiter that may use a lane is thus the head of its list, no
+// matter how many wait for other lanes; joining and leaving the queue costs one
+// step for each lane named.
+package connpool
+
+import (
+	"errors"
+	"math"
+	"math/bits"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The errors of [Pool.Wait], next to the cause of its context.
+var (
+	ErrClosed = errors.New("connpool: pool closed")
+	ErrNoLane = errors.New("connpool: no lane is up")
+)
+
+// State says whether a lane grants turns.
+type State uint8
+
+const (
+	// Down grants no turn.
+	Down State = iota
+	// Once grants exactly one turn, by which the lane goes Down by itself: the
+	// probe of a half-open circuit breaker.
+	Once
+	// Up grants turns as its limits allow.
+	Up
+)
+
+func (s State) String() string {
+	switch s {
+	case Down:
+		return "down"
+	case Once:
+		return "once"
+	case Up:
+		return "up"
+	}
+	return "invalid state"
+}
+
+// Reason says why a connection left the pool.
+type Reason uint8
+
+const (
+	ReasonBroken  Reason = iota // its holder dropped or discarded it, and closes it
+	ReasonDead                  // found dead when it was about to be used again
+	ReasonIdle                  // idle for MaxIdleTime
+	ReasonAge                   // open for MaxAge
+	ReasonUses                  // used MaxUses times
+	ReasonTrimmed               // more connections than Max or MaxIdle allow
+	ReasonDown                  // its lane is not up, or was flushed
+	ReasonClosed                // the pool was closed
+	numReasons
+)
+
+func (r Reason) String() string {
+	if r < numReasons {
+		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed"}[r]
+	}
+	return "invalid reason"
+}
+
+// Limits are the limits of one lane. The zero value limits nothing.
+type Limits struct {
+	Max         int           // connections at a time, in use and idle; <= 0: unlimited
+	MaxIdle     int           // idle connections kept; 0: as many as Max, negative: none
+	MaxUses     int           // uses of one connection; <= 0: unlimited
+	MaxAge      time.Duration // of a connection, which draws its own limit at ±10 %; <= 0: unlimited
+	MaxIdleTime time.Duration // of a connection between two uses; <= 0: unlimited
+}
+
+// Config is what a pool has to know of its connections. Each function may be
+// nil. They are never called under the pool's lock, may run concurrently, and
+// may call the pool, except that they must not call [Pool.Close].
+type Config[C any] struct {
+	// Alive reports whether an idle connection can be used. It may do a short
+	// system call. nil: it always can.
+	Alive func(C) bool
+	// Close closes a connection that the pool owns. It is called exactly once
+	// for a connection, in the goroutine that made it superfluous, so it must
+	// not block for long.
+	Close func(C, Reason)
+	// Retire is asked, in the place of Close, to close a connection in its own
+	// time, such as after a farewell: the connection occupies its slot until gone
+	// is called, so that the other end never sees more than Max. It returns false
+	// to decline, without having called gone; then Close is called. It is not
+	// asked for connections that are dead. nil: all are closed by Close. To call
+	// gone again does nothing.
+	Retire func(c C, why Reason, gone func()) bool
+	// Abort makes the holder's use of a connection fail soon; it is called by
+	// Pool.Close for the connections that turns (or Recheck) have at that
+	// moment, at most once for each. The turn still has to end itself, and may
+	// do so at the same time: Abort can even come after Close.
+	Abort func(C)
+}
+
+// Pool grants turns and keeps idle connections. Its methods may be called
+// concurrently; lanes that were not added panic.
+type Pool[C any] struct {
+	cfg     Config[C]
+	start   time.Time                  // the zero of pool time, see now
+	lanes   atomic.Pointer[[]*lane[C]] // replaced, never changed, and only under mu
+	waiters sync.Pool                  // of *waiter[C], none of them queued and no wake in the channel
+	reapers sync.WaitGroup             // calls of reap that are running or scheduled
+
+	mu      sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
+	closed  bool
+	waiting int                             // waiters in the queue
+	conns   map[*conn[C]]struct{}           // all connections, idle and in use
+	timer   *time.Timer                     // calls reap; nil until there is something to expire
+	alarm   time.Duration                   // when the timer fires, at the latest; never: it isn't set
+	wake    struct{ head, tail *waiter[C] } // to be woken when the lock is released
+	shut    *conn[C]                        // to be closed when the lock is released
+}
+
+// lane is one lane of a pool. Everything but mirror and reused is guarded by the
+// pool's mutex.
+type lane[C any] struct {
+	index    int
+	state    State
+	epoch    uint64     // calls of SetState
+	flushes  uint64     // calls of Flush
+	limits   Limits     // as given, but Max and MaxIdle as counts: unlimited is math.MaxInt
+	held     int        // turns
+	checking int        // idle connections that Recheck has taken out; each occupies a slot
+	leaving  int        // connections that Config.Retire may be closing; each occupies a slot
+	idle     []*conn[C] // ordered by since: the newest is last
+	queue    link[C]    // the ring of the waiters that name the lane, first come first
+	waiting  int        // its length
+	opened   uint64
+	closed   [numReasons]uint64
+
+	reused atomic.Uint64
+	mirror atomic.Uint64 // held<<1, plus 1 if a turn can be granted; published by unlock
+}
+
+// conn is a connection of the pool.
+type conn[C any] struct {
+	c      C
+	lane   *lane[C]
+	born   time.Duration // pool time
+	jitter float64       // its part of MaxAge, 0.9 to 1.1
+	uses   int
+	since  time.Duration // when it last became idle
+	until  time.Duration // when it may no longer be used, set while it goes idle or is idle
+	why    Reason        // why not after until; why it is closed, once it is in the pool's shut list
+	next   *conn[C]      // in the pool's shut list
+	leaves bool          // it counts as leaving in its lane
+}
+
+// never is a pool time that does not come.
+const never = time.Duration(math.MaxInt64)
+
+// New returns a pool without lanes. It starts no goroutine.
+func New[C any](cfg Config[C]) *Pool[C] {
+	p := &Pool[C]{cfg: cfg, start: time.Now(), conns: map[*conn[C]]struct{}{}, alarm: never}
+	p.lanes.Store(new([]*lane[C]))
+	p.waiters.New = func() any { return &waiter[C]{wake: make(chan struct{}, 1)} }
+	return p
+}
+
+// AddLane adds a lane and returns its number; the first is 0.
+func (p *Pool[C]) AddLane(limits Limits, s State) int {
+	p.mu.Lock()
+	old := *p.lanes.Load()
+	l := &lane[C]{index: len(old), state: s, limits: limits.counts()}
+	l.queue.prev, l.queue.next = &l.queue, &l.queue
+	all := append(old[:len(old):len(old)], l)
+	p.lanes.Store(&all)
+	p.unlock(l)
+	return l.index
+}
+
+// SetState sets the state of a lane. Unless it is Up, its idle connections are
+// closed; when it is Down, the waiters that no lane can serve any more fail
+// with ErrNoLane. Turns that run are not touched.
+func (p *Pool[C]) SetState(lane int, s State) {
+	l := p.lane(lane)
+	p.mu.Lock()
+	l.state = s
+	l.epoch++
+	if s != Up {
+		p.closeIdle(l, ReasonDown)
+	}
+	if s == Down {
+		p.failStranded(l)
+	}
+	p.unlock(l)
+}
+
+// SetLimits sets the limits of a lane. Idle connections that are too many, too
+// old or used up by the new limits are closed; turns that run are not touched.
+func (p *Pool[C]) SetLimits(lane int, limits Limits) {
+	now := p.now()
+	l := p.lane(lane)
+	p.mu.Lock()
+	l.limits = limits.counts()
+	p.sweep(l, now)
+	p.unlock(l)
+}
+
+// Flush closes the connections of a lane without failing anybody: the idle
+// ones now, with ReasonDown, and those of turns that were granted before when
+// they are put back.
+func (p *Pool[C]) Flush(lane int) {
+	l := p.lane(lane)
+	p.mu.Lock()
+	l.flushes++
+	p.closeIdle(l, ReasonDown)
+	p.unlock(l)
+}
+
+// Recheck closes those idle connections of a lane that are no longer alive.
+// While they are being checked they are not handed out and occupy their slots.
+func (p *Pool[C]) Recheck(lane int) {
+	if p.cfg.Alive == nil {
+		return
+	}
+	l := p.lane(lane)
+	p.mu.Lock()
+	taken, flushes := l.idle, l.flushes
+	l.idle = nil
+	l.checking += len(taken)
+	p.unlock(l)
+
+	alive := make([]bool, len(taken))
+	for i, c := range taken {
+		alive[i] = p.cfg.Alive(c.c)
+	}
+
+	now := p.now()
+	p.mu.Lock()
+	l.checking -= len(taken)
+	for i, c := range taken {
+		if alive[i] {
+			p.park(c, flushes, now)
+		} else {
+			p.shutConn(c, ReasonDead)
+		}
+	}
+	p.unlock(l)
+}
+
+// Free reports, without the lock, whether Try would grant a turn: the lane is
+// Up (or Once) and has a free slot for which nobody waits.
+func (p *Pool[C]) Free(lane int) bool { return p.lane(lane).mirror.Load()&1 != 0 }
+
+// Held returns, without the lock, the number of turns of a lane.
+func (p *Pool[C]) Held(lane int) int { return int(p.lane(lane).mirror.Load() >> 1) }
+
+// Try grants a turn of the lane if it can be had now, without overtaking a
+// waiter.
+func (p *Pool[C]) Try(lane int) (t *Turn[C], ok bool) {
+	// Just small enough to be inlined, so that a turn that does not escape from
+	// the caller is not allocated. (Turns are not recycled, so that ending one
+	// twice is always found out.)
+	g, ok := p.try(lane)
+	if ok {
+		t = &Turn[C]{g}
+	}
+	return t, ok
+}
+
+func (p *Pool[C]) try(lane int) (t turn[C], ok bool) {
+	l := p.lane(lane)
+	if l.mirror.Load()&1 == 0 {
+		return t, false
+	}
+	p.mu.Lock()
+	if ok = p.grantable(l); ok {
+		t = p.grant(l)
+	}
+	p.unlock(l)
+	return t, ok
+}
+
+// LaneStats describes a lane at one moment, and what happened in it so far.
+type LaneStats struct {
+	State   State
+	Held    int                // turns
+	Idle    int                // idle connections; one reserved for a turn is not idle
+	Waiting int                // waiters that name the lane
+	Opened  uint64             // connections adopted
+	Reused  uint64             // connections handed out by Turn.Conn
+	Closed  [numReasons]uint64 // connections that left, by Reason
+}
+
+// Stats returns the state and the counts of a lane.
+func (p *Pool[C]) Stats(lane int) LaneStats {
+	l := p.lane(lane)
+	p.mu.Lock()
+	defer p.mu.Unlock() // nothing was changed
+	return LaneStats{
+		State:   l.state,
+		Held:    l.held,
+		Idle:    len(l.idle) + l.checking,
+		Waiting: l.waiting,
+		Opened:  l.opened,
+		Reused:  l.reused.Load(),
+		Closed:  l.closed,
+	}
+}
+
+// Waiting returns the number of waiters.
+func (p *Pool[C]) Waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock() // nothing was changed
+	return p.waiting
+}
+
+// Close fails all waiters with ErrClosed, closes the idle connections and calls
+// Config.Abort for those that turns have. No turn is granted afterwards; the
+// turns that run have to end themselves, and the pool closes what they put
+// back. When Close returns, no goroutine of the pool is left. It is idempotent.
+func (p *Pool[C]) Close() {
+	var inUse []C
+	p.mu.Lock()
+	if !p.closed {
+		p.closed = true
+		for _, l := range *p.lanes.Load() {
+			p.closeIdle(l, ReasonClosed)
+			for l.queue.next != &l.queue {
+				p.fail(l.queue.next.w, ErrClosed)
+			}
+			p.publish(l)
+		}
+		for c := range p.conns {
+			inUse = append(inUse, c.c)
+		}
+		if p.timer != nil && p.timer.Stop() {
+			p.reapers.Done()
+		}
+	}
+	p.unlock(nil)
+	if p.cfg.Abort != nil {
+		for _, c := range inUse {
+			p.cfg.Abort(c)
+		}
+	}
+	p.reapers.Wait()
+}
+
+// lane returns a lane. It needs no lock.
+func (p *Pool[C]) lane(i int) *lane[C] { return (*p.lanes.Load())[i] }
+
+// now returns the pool time: what the monotonic clock says since New.
+func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
+
+// unlock is the one exit from every critical section that changed something.
+// l is the lane whose slots may have changed, nil if none's did. (No critical
+// section changes the slots of more than one, but for Close, after which
+// nothing is served.)
+func (p *Pool[C]) unlock(l *lane[C]) {
+	if l != nil {
+		for l.waiting > 0 && p.grantable(l) {
+			w := l.queue.next.w
+			p.dequeue(w)
+			w.turn = p.grant(l)
+			p.wakeLater(w)
+		}
+		// Only now, so that a waiter takes over what would be too much to keep.
+		// To trim because of those that are leaving would only make more leave.
+		room := max(0, min(l.limits.Max-l.held-l.checking, l.limits.MaxIdle))
+		if n := len(l.idle) - room; n > 0 {
+			for _, c := range l.idle[:n] {
+				p.shutConn(c, ReasonTrimmed)
+			}
+			l.idle = slices.Delete(l.idle, 0, n)
+		}
+		p.publish(l)
+	}
+	w, c := p.wake.head, p.shut
+	p.wake.head, p.wake.tail, p.shut = nil, nil, nil
+	p.mu.Unlock()
+
+	for w != nil {
+		next := w.next // w is its owner's again once it is awake
+		w.next = nil
+		w.wake <- struct{}{} // never blocks: there is room for the one wake of a waiter
+		w = next
+	}
+	for ; c != nil; c = c.next {
+		p.closeConn(c)
+	}
+}
+
+// closeConn closes a connection of the shut list, without the lock.
+func (p *Pool[C]) closeConn(c *conn[C]) {
+	if c.leaves {
+		gone := func() {
+			p.mu.Lock()
+			if c.leaves {
+				c.leaves = false
+				c.lane.leaving--
+			}
+			p.unlock(c.lane)
+		}
+		if p.cfg.Retire(c.c, c.why, gone) {
+			return
+		}
+		defer gone()
+	}
+	if p.cfg.Close != nil {
+		p.cfg.Close(c.c, c.why)
+	}
+}
+
+// The methods that follow need the lock.
+
+// grantable reports whether a lane can grant a turn.
+func (p *Pool[C]) grantable(l *lane[C]) bool {
+	return !p.closed && l.state != Down && l.held+l.checking+l.leaving < l.limits.Max
+}
+
+// grant takes a slot of a grantable lane, together with its newest idle
+// connection.
+func (p *Pool[C]) grant(l *lane[C]) turn[C] {
+	t := turn[C]{pool: p, lane: l, flushes: l.flushes, conn: l.pop()}
+	l.held++
+	if l.state == Once {
+		t.once, t.epoch = true, l.epoch
+		l.state = Down
+		p.failStranded(l)
+	}
+	return t
+}
+
+// publish brings the mirror of a lane up to date.
+func (p *Pool[C]) publish(l *lane[C]) {
+	m := uint64(l.held) << 1
+	if p.grantable(l) {
+		m |= 1
+	}
+	l.mirror.Store(m)
+}
+
+// pop takes the newest idle connection, nil if there is none.
+func (l *lane[C]) pop() *conn[C] {
+	n := len(l.idle) - 1
+	if n < 0 {
+		return nil
+	}
+	c := l.idle[n]
+	l.idle[n] = nil
+	l.idle = l.idle[:n]
+	return c
+}
+
+// park makes a connection idle, at the place its time of last use gives it, or
+// has it closed if it must not be used again. flushes is how often its lane had
+// been flushed when it was taken.
+func (p *Pool[C]) park(c *conn[C], flushes uint64, now time.Duration) {
+	l := c.lane
+	if flushes != l.flushes {
+		p.shutConn(c, ReasonDown)
+		return
+	}
+	if !p.keep(c, now) {
+		return
+	}
+	i := len(l.idle)
+	l.idle = append(l.idle, c)
+	for ; i > 0 && l.idle[i-1].since > c.since; i-- {
+		l.idle[i], l.idle[i-1] = l.idle[i-1], c
+	}
+}
+
+// keep sets when an idle connection expires by the limits of its lane, and the
+// alarm for that. If it must not be kept at all, keep has it closed and
+// reports false.
+func (p *Pool[C]) keep(c *conn[C], now time.Duration) bool {
+	lim := &c.lane.limits
+	c.until = never
+	if lim.MaxIdleTime > 0 {
+		c.until, c.why = c.since+lim.MaxIdleTime, ReasonIdle
+	}
+	if lim.MaxAge > 0 {
+		if end := c.born + time.Duration(float64(lim.MaxAge)*c.jitter); end <= c.until {
+			c.until, c.why = end, ReasonAge
+		}
+	}
+	switch {
+	case p.closed:
+		p.shutConn(c, ReasonClosed)
+	case c.lane.state != Up:
+		p.shutConn(c, ReasonDown)
+	case lim.MaxUses > 0 && c.uses >= lim.MaxUses:
+		p.shutConn(c, ReasonUses)
+	case now >= c.until:
+		p.shutConn(c, c.why)
+	default:
+		p.setAlarm(c.until, now)
+		return true
+	}
+	return false
+}
+
+// sweep has the idle connections of a lane closed that must not be kept.
+func (p *Pool[C]) sweep(l *lane[C], now time.Duration) {
+	kept := l.idle[:0]
+	for _, c := range l.idle {
+		if p.keep(c, now) {
+			kept = append(kept, c)
+		}
+	}
+	clear(l.idle[len(kept):])
+	l.idle = kept
+}
+
+// closeIdle has all idle connections of a lane closed.
+func (p *Pool[C]) closeIdle(l *lane[C], why Reason) {
+	for _, c := range l.idle {
+		p.shutConn(c, why)
+	}
+	clear(l.idle)
+	l.idle = l.idle[:0]
+}
+
+// forget removes a connection that nobody but the caller has any more.
+func (p *Pool[C]) forget(c *conn[C], why Reason) {
+	delete(p.conns, c)
+	c.lane.closed[why]++
+}
+
+// shutConn removes a connection and has unlock close it.
+func (p *Pool[C]) shutConn(c *conn[C], why Reason) {
+	p.forget(c, why)
+	c.why = why
+	c.next, p.shut = p.shut, c
+	if p.cfg.Retire != nil && why != ReasonDead {
+		c.leaves = true
+		c.lane.leaving++
+	}
+}
+
+// setAlarm sees to it that reap is called at the given time, or before. It is
+// not put off or cleared when that connection is used again: to be called once
+// too often per idle time is cheaper than to set a timer with every turn.
+func (p *Pool[C]) setAlarm(at, now time.Duration) {
+	if at >= p.alarm {
+		return
+	}
+	p.alarm = at
+	if p.timer == nil {
+		p.timer = time.AfterFunc(at-now, p.reap)
+		p.reapers.Add(1)
+	} else if !p.timer.Reset(at - now) {
+		p.reapers.Add(1)
+	}
+}
+
+// reap closes the idle connections whose time is over. It runs in the timer's
+// goroutine and takes the lock itself.
+func (p *Pool[C]) reap() {
+	defer p.reapers.Done()
+	now := p.now()
+	p.mu.Lock()
+	p.alarm = never
+	for _, l := range *p.lanes.Load() {
+		p.sweep(l, now)
+		p.publish(l) // what is being retired occupies its slot
+	}
+	p.unlock(nil)
+}
+
+// counts returns the limits in the form in which a lane has them.
+func (lim Limits) counts() Limits {
+	if lim.Max <= 0 {
+		lim.Max = math.MaxInt
+	}
+	switch {
+	case lim.MaxIdle == 0:
+		lim.MaxIdle = math.MaxInt
+	case lim.MaxIdle < 0:
+		lim.MaxIdle = 0
+	}
+	// A century is as good as no limit, and cannot overflow.
+	const century = 100 * 365 * 24 * time.Hour
+	if lim.MaxAge > century {
+		lim.MaxAge = 0
+	}
+	if lim.MaxIdleTime > century {
+		lim.MaxIdleTime = 0
+	}
+	return lim
+}
+
+// nextBit returns the first member of a bitset that is not below i, or
+// 64*len(set) if there is none.
+func nextBit(set []uint64, i int) int {
+	for w := i / 64; w < len(set); w++ {
+		if rest := set[w] >> (i % 64); rest != 0 {
+			return i + bits.TrailingZeros64(rest)
+		}
+		i = 64 * (w + 1)
+	}
+	return 64 * len(set)
+}

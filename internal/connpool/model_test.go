@@ -1,0 +1,602 @@
+package connpool_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/connpool"
+)
+
+var seedFlag = flag.Uint64("seed", 0, "run only the schedule of this seed")
+
+// seeds calls f for n random seeds, each in a bubble of its own, until one
+// fails.
+func seeds(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
+	run := func(seed uint64) bool {
+		return t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { f(t, rand.New(rand.NewPCG(seed, 0))) })
+		})
+	}
+	if *seedFlag != 0 {
+		run(*seedFlag)
+		return
+	}
+	for range n {
+		if seed := rand.Uint64(); !run(seed) {
+			t.Fatalf("to repeat: go test -run '%s' -seed=%d", t.Name(), seed)
+		}
+	}
+}
+
+// model says what a pool does, in the plainest way: one FIFO that is scanned
+// from the front. The schedule is sequential: after each operation everything
+// settles, and all that can be seen of the pool must be as the model says.
+// The one thing that it cannot know is what part of MaxAge a connection has
+// drawn; within ±10 % it believes the pool.
+type model struct {
+	*world
+	t       *testing.T
+	r       *rand.Rand
+	start   time.Time
+	log     []string
+	closed  bool
+	lanes   []*modelLane
+	waiters []*modelWaiter // first come first
+	turns   []*modelTurn
+	ended   []*fakeTurn
+}
+
+type modelLane struct {
+	state   connpool.State
+	limits  limits
+	held    int
+	idle    []*modelConn // the oldest first
+	flushes int
+	opened  uint64
+	reused  uint64
+	closed  map[connpool.Reason]uint64
+}
+
+type modelConn struct {
+	c      *fakeConn
+	lane   *modelLane
+	uses   int
+	born   time.Time
+	since  time.Time
+	limits limits // when it went idle, or when they were set
+}
+
+type modelTurn struct {
+	turn    *fakeTurn
+	lane    int
+	conn    *modelConn
+	holds   bool
+	flushes int
+}
+
+func (c *modelConn) String() string {
+	if c == nil {
+		return "none"
+	}
+	return c.c.String()
+}
+
+type modelWaiter struct {
+	*wait
+	lanes []int
+}
+
+func TestModel(t *testing.T) {
+	seeds(t, 400, func(t *testing.T, r *rand.Rand) {
+		m := &model{world: newWorld(t), t: t, r: r, start: time.Now()}
+		defer func() {
+			if t.Failed() {
+				t.Logf("schedule:\n%s", strings.Join(m.log, "\n"))
+			}
+		}()
+		for range 1 + r.IntN(3) {
+			m.addLane()
+		}
+		closeAt := r.IntN(200)
+		for i := range 100 {
+			if i == closeAt {
+				m.close()
+			} else {
+				m.step()
+			}
+			m.check()
+			if t.Failed() {
+				return
+			}
+		}
+		m.finish()
+	})
+}
+
+func (m *model) logf(format string, args ...any) {
+	m.log = append(m.log, fmt.Sprintf("%v: ", time.Since(m.start))+fmt.Sprintf(format, args...))
+}
+
+func (m *model) step() {
+	lane := m.r.IntN(len(m.lanes))
+	var turn *modelTurn
+	if len(m.turns) > 0 {
+		turn = m.turns[m.r.IntN(len(m.turns))]
+	}
+	switch n := m.r.IntN(100); {
+	case n < 12:
+		m.tryTurn(lane)
+	case n < 28:
+		m.join()
+	case n < 33:
+		m.cancel()
+	case n < 36:
+		m.setState(lane, connpool.State(m.r.IntN(3)))
+	case n < 41:
+		m.setState(lane, up)
+	case n < 45:
+		m.setLimits(lane)
+	case n < 47:
+		m.flush(lane)
+	case n < 50:
+		m.recheck(lane)
+	case n < 54:
+		m.kill(lane)
+	case n < 62:
+		m.pass(time.Duration(1+m.r.IntN(40)) * time.Second / 4)
+	case n < 63 && len(m.lanes) < 5:
+		m.addLane()
+	case n < 64 && len(m.ended) > 0:
+		m.endAgain()
+	case turn == nil:
+		m.tryTurn(lane)
+	case n < 76:
+		m.conn(turn)
+	case n < 84:
+		if turn.holds && m.r.IntN(10) > 0 {
+			m.end(turn, true)
+		} else {
+			m.adopt(turn)
+		}
+	case n < 87:
+		m.discard(turn)
+	default:
+		m.end(turn, m.r.IntN(6) > 0)
+	}
+}
+
+func (m *model) finish() {
+	for len(m.turns) > 0 && !m.t.Failed() {
+		m.end(m.turns[0], true)
+		m.check()
+	}
+	m.close()
+	m.check()
+	for i := range m.lanes {
+		m.wantStats(i, 0, 0, 0)
+	}
+	for _, c := range m.conns {
+		if c.closes == 0 && !c.dropped {
+			m.t.Errorf("%v was never closed", c)
+		}
+	}
+}
+
+// The operations: each does it to the pool, and then to the model.
+
+func (m *model) addLane() {
+	lim, state := m.randomLimits(), []connpool.State{down, once, up, up, up}[m.r.IntN(5)]
+	m.logf("add lane %d: %v, %+v", len(m.lanes), state, lim)
+	if n := m.AddLane(lim, state); n != len(m.lanes) {
+		m.t.Fatalf("AddLane = %d, want %d", n, len(m.lanes))
+	}
+	m.lanes = append(m.lanes, &modelLane{state: state, limits: lim, closed: map[connpool.Reason]uint64{}})
+}
+
+func (m *model) tryTurn(lane int) {
+	turn, ok := m.Try(lane)
+	m.logf("try lane %d: %v", lane, ok)
+	if want := m.grantable(m.lanes[lane]); ok != want {
+		m.t.Fatalf("Try(%d) = %v, want %v", lane, ok, want)
+	}
+	if ok {
+		m.grant(turn, lane)
+	}
+}
+
+func (m *model) join() {
+	var lanes []int
+	for i := range m.lanes {
+		if m.r.IntN(2) == 0 {
+			lanes = append(lanes, i)
+		}
+	}
+	q := &modelWaiter{m.wait(lanes...), lanes}
+	m.logf("wait for %v", lanes)
+	m.waiters = append(m.waiters, q)
+	if m.closed {
+		m.fail(q, connpool.ErrClosed)
+		return
+	}
+	for _, i := range lanes {
+		if m.grantable(m.lanes[i]) {
+			m.serve(i)
+			return
+		}
+	}
+	m.failStranded()
+}
+
+func (m *model) cancel() {
+	if len(m.waiters) == 0 {
+		return
+	}
+	q := m.waiters[m.r.IntN(len(m.waiters))]
+	m.logf("cancel %v", q.lanes)
+	q.cancel(nil)
+	m.fail(q, context.Canceled)
+}
+
+func (m *model) setState(lane int, s connpool.State) {
+	m.logf("lane %d is %v", lane, s)
+	m.SetState(lane, s)
+	l := m.lanes[lane]
+	l.state = s
+	if s != up {
+		m.shutIdle(l, connpool.ReasonDown)
+	}
+	m.failStranded()
+	m.serve(lane)
+}
+
+func (m *model) setLimits(lane int) {
+	lim := m.randomLimits()
+	m.logf("lane %d: limits %+v", lane, lim)
+	m.SetLimits(lane, lim)
+	l := m.lanes[lane]
+	l.limits = lim
+	idle := l.idle
+	l.idle = nil
+	for _, c := range idle {
+		m.park(c, l.flushes)
+	}
+	m.serve(lane)
+}
+
+func (m *model) flush(lane int) {
+	m.logf("flush lane %d", lane)
+	m.Flush(lane)
+	m.lanes[lane].flushes++
+	m.shutIdle(m.lanes[lane], connpool.ReasonDown)
+}
+
+func (m *model) recheck(lane int) {
+	m.logf("recheck lane %d", lane)
+	m.Recheck(lane)
+	l := m.lanes[lane]
+	l.idle = slices.DeleteFunc(l.idle, func(c *modelConn) bool {
+		if c.c.dead {
+			m.shut(c, connpool.ReasonDead)
+		}
+		return c.c.dead
+	})
+}
+
+func (m *model) kill(lane int) {
+	if idle := m.lanes[lane].idle; len(idle) > 0 {
+		c := idle[m.r.IntN(len(idle))].c
+		m.logf("%v dies", c)
+		c.dead = true
+	}
+}
+
+func (m *model) pass(d time.Duration) {
+	m.logf("%v pass", d)
+	time.Sleep(d)
+	synctest.Wait()
+	for _, l := range m.lanes {
+		l.idle = slices.DeleteFunc(l.idle, m.shutIfExpired)
+	}
+}
+
+func (m *model) conn(t *modelTurn) {
+	got, ok := t.turn.Conn()
+	m.logf("conn of lane %d: %v", t.lane, got)
+	l := m.lanes[t.lane]
+	for !t.holds {
+		if c := t.conn; c != nil {
+			switch {
+			case m.shutIfExpired(c):
+			case c.c.dead:
+				m.shut(c, connpool.ReasonDead)
+			default:
+				t.holds = true
+				l.reused++
+				continue
+			}
+		}
+		if t.conn = l.pop(); t.conn == nil {
+			break
+		}
+	}
+	if want := t.conn; ok != (want != nil) || ok && got != want.c {
+		m.t.Fatalf("Conn() = %v, %v; want %v", got, ok, want)
+	}
+}
+
+func (m *model) adopt(t *modelTurn) {
+	c := m.open()
+	m.logf("lane %d adopts %v", t.lane, c)
+	t.turn.Adopt(c)
+	l := m.lanes[t.lane]
+	if t.holds {
+		m.shut(t.conn, connpool.ReasonTrimmed)
+	} else if t.conn != nil {
+		m.park(t.conn, t.flushes)
+	}
+	t.conn, t.holds = &modelConn{c: c, lane: l, born: time.Now()}, true
+	l.opened++
+	m.trim(l)
+	if m.closed != (c.aborts > 0) {
+		m.t.Errorf("%v adopted by a pool that is closed (%v): aborts %d", c, m.closed, c.aborts)
+	}
+}
+
+func (m *model) discard(t *modelTurn) {
+	m.logf("lane %d discards %v", t.lane, t.conn)
+	t.turn.Discard()
+	m.drop(t)
+}
+
+func (m *model) drop(t *modelTurn) {
+	if t.holds {
+		t.conn.c.dropped = true
+		t.conn.lane.closed[connpool.ReasonBroken]++
+		t.conn, t.holds = nil, false
+	}
+}
+
+func (m *model) end(t *modelTurn, put bool) {
+	m.logf("lane %d ends with %v, put %v", t.lane, t.conn, put)
+	uses := m.r.IntN(3)
+	if put && !t.turn.Put(uses) || !put && !t.turn.Drop() {
+		m.t.Error("a turn said that it had ended before")
+	}
+	if !put {
+		m.drop(t)
+	}
+	if t.holds {
+		t.conn.uses += uses
+		t.conn.since = time.Now()
+	}
+	m.turns = slices.DeleteFunc(m.turns, func(x *modelTurn) bool { return x == t })
+	m.ended = append(m.ended, t.turn)
+	m.lanes[t.lane].held--
+	if t.conn != nil {
+		m.park(t.conn, t.flushes)
+	}
+	m.serve(t.lane)
+}
+
+func (m *model) endAgain() {
+	t := m.ended[m.r.IntN(len(m.ended))]
+	m.logf("lane %d ends again", t.Lane())
+	if t.Put(1) || t.Drop() {
+		m.t.Error("a turn ended twice")
+	}
+	if c, ok := t.Conn(); ok {
+		m.t.Errorf("%v for a turn that has ended", c)
+	}
+}
+
+func (m *model) close() {
+	m.logf("close")
+	m.Close()
+	for _, l := range m.lanes {
+		m.shutIdle(l, connpool.ReasonClosed)
+	}
+	if !m.closed {
+		for _, t := range m.turns {
+			if t.conn != nil && t.conn.c.aborts != 1 {
+				m.t.Errorf("%v aborted %d times", t.conn.c, t.conn.c.aborts)
+			}
+		}
+	}
+	m.closed = true
+	for len(m.waiters) > 0 {
+		m.fail(m.waiters[0], connpool.ErrClosed)
+	}
+}
+
+// The rules.
+
+func (m *model) randomLimits() limits {
+	return limits{
+		Max:         []int{1, 1, 2, 3, 5, 0}[m.r.IntN(6)],
+		MaxIdle:     []int{0, 0, 0, 1, 2, -1}[m.r.IntN(6)],
+		MaxUses:     []int{0, 0, 4}[m.r.IntN(3)],
+		MaxAge:      []time.Duration{0, 0, 20 * time.Second}[m.r.IntN(3)],
+		MaxIdleTime: []time.Duration{0, 5 * time.Second, 7 * time.Second}[m.r.IntN(3)],
+	}
+}
+
+func (m *model) grantable(l *modelLane) bool {
+	return !m.closed && l.state != down && (l.limits.Max <= 0 || l.held < l.limits.Max)
+}
+
+func (m *model) grant(turn *fakeTurn, lane int) {
+	l := m.lanes[lane]
+	if turn.Lane() != lane {
+		m.t.Fatalf("a turn of lane %d instead of %d", turn.Lane(), lane)
+	}
+	m.turns = append(m.turns, &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes})
+	l.held++
+	if l.state == once {
+		l.state = down
+		m.failStranded()
+	}
+}
+
+// serve lets the first who may use a lane have it, as long as there is room,
+// and then keeps no more idle connections than allowed.
+func (m *model) serve(lane int) {
+	l := m.lanes[lane]
+	for m.grantable(l) {
+		i := slices.IndexFunc(m.waiters, func(q *modelWaiter) bool { return slices.Contains(q.lanes, lane) })
+		if i < 0 {
+			break
+		}
+		q := m.waiters[i]
+		m.waiters = slices.Delete(m.waiters, i, i+1)
+		m.logf("  lane %d goes to the waiter for %v", lane, q.lanes)
+		m.grant(q.gets(lane), lane)
+	}
+	m.trim(l)
+}
+
+func (m *model) trim(l *modelLane) {
+	for len(l.idle) > 0 {
+		max, maxIdle := l.limits.Max, l.limits.MaxIdle
+		if !(max > 0 && l.held+len(l.idle) > max || maxIdle < 0 || maxIdle > 0 && len(l.idle) > maxIdle) {
+			break
+		}
+		m.shut(l.idle[0], connpool.ReasonTrimmed)
+		l.idle = l.idle[1:]
+	}
+}
+
+func (m *model) failStranded() {
+	for _, q := range slices.Clone(m.waiters) {
+		if !slices.ContainsFunc(q.lanes, func(i int) bool { return m.lanes[i].state != down }) {
+			m.fail(q, connpool.ErrNoLane)
+		}
+	}
+}
+
+func (m *model) fail(q *modelWaiter, err error) {
+	m.logf("  the waiter for %v fails: %v", q.lanes, err)
+	q.fails(err)
+	m.waiters = slices.DeleteFunc(m.waiters, func(x *modelWaiter) bool { return x == q })
+}
+
+func (m *model) park(c *modelConn, flushes int) {
+	l := c.lane
+	c.limits = l.limits
+	switch {
+	case flushes != l.flushes:
+		m.shut(c, connpool.ReasonDown)
+	case m.closed:
+		m.shut(c, connpool.ReasonClosed)
+	case l.state != up:
+		m.shut(c, connpool.ReasonDown)
+	case c.limits.MaxUses > 0 && c.uses >= c.limits.MaxUses:
+		m.shut(c, connpool.ReasonUses)
+	case m.shutIfExpired(c):
+	default:
+		i := len(l.idle)
+		for i > 0 && l.idle[i-1].since.After(c.since) {
+			i--
+		}
+		l.idle = slices.Insert(l.idle, i, c)
+	}
+}
+
+func (l *modelLane) pop() *modelConn {
+	n := len(l.idle)
+	if n == 0 {
+		return nil
+	}
+	c := l.idle[n-1]
+	l.idle = l.idle[:n-1]
+	return c
+}
+
+// shutIfExpired reports whether the time of a connection is over.
+func (m *model) shutIfExpired(c *modelConn) bool {
+	age, idle := time.Since(c.born), time.Since(c.since)
+	idleOver := c.limits.MaxIdleTime > 0 && idle >= c.limits.MaxIdleTime
+	mayBeOld := c.limits.MaxAge > 0 && age >= c.limits.MaxAge*9/10
+	mustBeOld := c.limits.MaxAge > 0 && age >= c.limits.MaxAge*11/10
+	switch {
+	case mayBeOld && c.c.closes > 0 && c.c.why == connpool.ReasonAge:
+		m.shut(c, connpool.ReasonAge)
+	case idleOver:
+		m.shut(c, connpool.ReasonIdle)
+	case mustBeOld:
+		m.shut(c, connpool.ReasonAge)
+	default:
+		return false
+	}
+	return true
+}
+
+func (m *model) shutIdle(l *modelLane, why connpool.Reason) {
+	for _, c := range l.idle {
+		m.shut(c, why)
+	}
+	l.idle = nil
+}
+
+func (m *model) shut(c *modelConn, why connpool.Reason) {
+	m.logf("  %v: %v", c.c, why)
+	c.lane.closed[why]++
+	if c.c.closes != 1 || c.c.why != why {
+		m.t.Errorf("%v closed %d times, %v; want once, %v", c.c, c.c.closes, c.c.why, why)
+	}
+}
+
+// check compares all that can be seen.
+func (m *model) check() {
+	m.t.Helper()
+	synctest.Wait()
+	if n := m.Waiting(); n != len(m.waiters) {
+		m.t.Errorf("Waiting() = %d, want %d", n, len(m.waiters))
+	}
+	for _, q := range m.waiters {
+		q.waits()
+	}
+	closed := 0
+	for i, l := range m.lanes {
+		want := connpool.LaneStats{State: l.state, Held: l.held, Idle: len(l.idle), Opened: l.opened, Reused: l.reused}
+		for _, q := range m.waiters {
+			if slices.Contains(q.lanes, i) {
+				want.Waiting++
+			}
+		}
+		for r, n := range l.closed {
+			want.Closed[r] = n
+			closed += int(n)
+		}
+		if got := m.Stats(i); got != want {
+			m.t.Errorf("lane %d: %+v, want %+v", i, got, want)
+		}
+		if got := m.Held(i); got != l.held {
+			m.t.Errorf("Held(%d) = %d, want %d", i, got, l.held)
+		}
+		if got, want := m.Free(i), m.grantable(l); got != want {
+			m.t.Errorf("Free(%d) = %v, want %v", i, got, want)
+		}
+	}
+	for _, t := range m.turns {
+		if c, ok := t.turn.Held(); ok != t.holds || ok && c != t.conn.c {
+			m.t.Errorf("Held() = %v, %v; want %v, %v", c, ok, t.conn, t.holds)
+		}
+	}
+	m.mu.Lock() // the timer's goroutine comes after this
+	defer m.mu.Unlock()
+	for _, c := range m.conns {
+		if c.closes > 0 || c.dropped {
+			closed--
+		}
+	}
+	if closed != 0 {
+		m.t.Errorf("%d connections closed more or less than the model says", closed)
+	}
+}

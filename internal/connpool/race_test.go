@@ -1,0 +1,636 @@
+package connpool_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/connpool"
+)
+
+// crowd is many goroutines that use a pool at will, in fake time but truly at
+// once, while limits and states change under them. Their clocks tick in
+// milliseconds, so that much happens at the same instant; between two ticks,
+// when all is settled, the rules are checked that hold whatever happened.
+type crowd struct {
+	*world
+	t     *testing.T
+	lanes int
+
+	// All guarded by world.mu, as what is known of a connection is.
+	tick    int
+	limits  []limits // in force
+	highest []int    // Max since the last check
+	before  []int    // turns at the last check
+	turns   map[*fakeTurn]*crowdTurn
+	waiters map[*crowdWaiter]bool
+	grants  []crowdGrant // since the last check
+	owner   map[*fakeConn]*fakeTurn
+	lane    map[*fakeConn]int
+	closed  bool
+	checks  []int // calls of Recheck that run
+}
+
+type crowdTurn struct {
+	asked bool // for a connection
+}
+
+type crowdWaiter struct {
+	tick  int // of arrival
+	lanes []int
+}
+
+type crowdGrant struct{ tick, lane int }
+
+func TestCrowd(t *testing.T) {
+	seeds(t, 200, func(t *testing.T, r *rand.Rand) {
+		c := &crowd{
+			world: newWorld(t), t: t, lanes: 1 + r.IntN(4),
+			turns: map[*fakeTurn]*crowdTurn{}, waiters: map[*crowdWaiter]bool{},
+			owner: map[*fakeConn]*fakeTurn{}, lane: map[*fakeConn]int{},
+		}
+		if r.IntN(2) == 0 {
+			c.world = newRetiringWorld(t)
+		}
+		for range c.lanes {
+			lim := c.randomLimits(r)
+			c.AddLane(lim, up)
+			c.limits = append(c.limits, lim)
+			c.highest = append(c.highest, lim.Max)
+			c.before = append(c.before, 0)
+			c.checks = append(c.checks, 0)
+		}
+		if r.IntN(2) == 0 { // Alive takes its time
+			c.on(&c.onAlive, func() { time.Sleep(rand.N(2 * time.Millisecond).Truncate(time.Millisecond)) })
+		}
+		const ticks = 60
+		var wg sync.WaitGroup
+		for range 3 + r.IntN(20) {
+			r := rand.New(rand.NewPCG(r.Uint64(), 0))
+			wg.Go(func() {
+				for c.now() < ticks {
+					c.use(r)
+				}
+			})
+		}
+		chaos := r.IntN(4) > 0
+		closeAt := r.IntN(2 * ticks)
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(r.Uint64(), 0))
+			for now := c.now(); now < ticks; now = c.now() {
+				if chaos {
+					c.change(r, &wg)
+				}
+				if r.IntN(2) == 0 {
+					c.gone()
+				}
+				if now == closeAt {
+					c.close()
+				}
+				time.Sleep(time.Millisecond)
+			}
+			for i := range c.lanes { // so that no waiter is left
+				c.SetState(i, up)
+			}
+		})
+		for range ticks + 20 {
+			c.check()
+			time.Sleep(time.Millisecond)
+		}
+		wg.Wait()
+		c.gone()
+		c.check()
+		open := 0
+		for i := range c.lanes {
+			c.wantStats(i, 0, c.Stats(i).Idle, 0)
+			open += c.Stats(i).Idle
+		}
+		for _, conn := range c.conns {
+			if conn.closes == 0 && !conn.dropped {
+				open--
+			}
+		}
+		if open != 0 {
+			t.Errorf("%d connections more are idle than open", open)
+		}
+		c.Close()
+		for _, conn := range c.conns {
+			if conn.closes == 0 && !conn.dropped {
+				t.Errorf("%v was never closed", conn)
+			}
+		}
+	})
+}
+
+func (c *crowd) now() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tick
+}
+
+func (c *crowd) randomLimits(r *rand.Rand) limits {
+	return limits{
+		Max:         1 + r.IntN(4),
+		MaxIdle:     r.IntN(4) - 1,
+		MaxUses:     []int{0, 3}[r.IntN(2)],
+		MaxAge:      []time.Duration{0, 20 * time.Millisecond}[r.IntN(2)],
+		MaxIdleTime: []time.Duration{0, 2 * time.Millisecond, 5 * time.Millisecond}[r.IntN(3)],
+	}
+}
+
+// pause lets some ticks pass, or none.
+func pause(r *rand.Rand, ticks int) { time.Sleep(time.Duration(r.IntN(ticks)) * time.Millisecond) }
+
+// use is what one message does, or what goes wrong with it.
+func (c *crowd) use(r *rand.Rand) {
+	pause(r, 3)
+	turn := c.take(r)
+	if turn == nil {
+		if c.isClosed() {
+			time.Sleep(time.Millisecond)
+		}
+		return
+	}
+	if r.IntN(4) == 0 {
+		pause(r, 3)
+	}
+	if r.IntN(10) > 0 {
+		c.connect(r, turn)
+	}
+	pause(r, 4)
+	if r.IntN(6) == 0 {
+		c.drop(turn)
+		turn.Discard()
+		c.connect(r, turn)
+		pause(r, 2)
+	}
+	c.end(r, turn)
+}
+
+func (c *crowd) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
+func (c *crowd) take(r *rand.Rand) *fakeTurn {
+	q := &crowdWaiter{}
+	if lane := r.IntN(c.lanes); r.IntN(3) == 0 {
+		c.mu.Lock()
+		q.tick = c.tick
+		c.mu.Unlock()
+		if turn, ok := c.Try(lane); ok {
+			c.granted(q, turn)
+			return turn
+		}
+		return nil
+	}
+	for i := range c.lanes {
+		if r.IntN(2) == 0 {
+			q.lanes = append(q.lanes, i)
+		}
+	}
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Duration(r.IntN(6))*time.Millisecond)
+	defer cancel()
+	c.mu.Lock()
+	q.tick = c.tick
+	c.waiters[q] = true
+	c.mu.Unlock()
+	turn, err := c.Wait(ctx, set(q.lanes...))
+	c.mu.Lock()
+	delete(c.waiters, q)
+	closed := c.closed
+	c.mu.Unlock()
+	switch {
+	case err == nil:
+		c.granted(q, turn)
+	case err == connpool.ErrNoLane:
+		time.Sleep(time.Millisecond)
+	case err == connpool.ErrClosed && !closed, err != connpool.ErrClosed && err != context.DeadlineExceeded:
+		c.t.Errorf("Wait: %v", err)
+	}
+	return turn
+}
+
+func (c *crowd) granted(q *crowdWaiter, turn *fakeTurn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turns[turn] = &crowdTurn{}
+	c.grants = append(c.grants, crowdGrant{q.tick, turn.Lane()})
+}
+
+func (c *crowd) connect(r *rand.Rand, turn *fakeTurn) {
+	var conn *fakeConn
+	ok := false
+	if r.IntN(10) > 0 {
+		conn, ok = turn.Conn()
+	}
+	if !ok {
+		conn = c.open()
+		c.mu.Lock()
+		c.lane[conn] = turn.Lane()
+		c.owner[conn] = turn
+		c.turns[turn].asked = true
+		c.mu.Unlock()
+		turn.Adopt(conn)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if other := c.owner[conn]; other != nil || conn.closes > 0 || conn.dropped || c.lane[conn] != turn.Lane() {
+		c.t.Errorf("%v handed out by lane %d: in use %v, closed %d times, dropped %v, of lane %d",
+			conn, turn.Lane(), other != nil, conn.closes, conn.dropped, c.lane[conn])
+	}
+	c.owner[conn] = turn
+	c.turns[turn].asked = true
+}
+
+// drop says that the holder closes what the turn holds.
+func (c *crowd) drop(turn *fakeTurn) {
+	if conn, ok := turn.Held(); ok {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if conn.closes > 0 {
+			c.t.Errorf("%v closed while in use", conn)
+		}
+		conn.dropped = true
+		delete(c.owner, conn)
+		c.turns[turn].asked = false
+	}
+}
+
+func (c *crowd) end(r *rand.Rand, turn *fakeTurn) {
+	put := r.IntN(4) > 0
+	if !put {
+		c.drop(turn)
+	}
+	conn, ok := turn.Held()
+	c.mu.Lock()
+	delete(c.turns, turn)
+	if ok {
+		delete(c.owner, conn)
+	}
+	c.mu.Unlock()
+	if put && !turn.Put(r.IntN(2)) || !put && !turn.Drop() {
+		c.t.Error("a turn said that it had ended before")
+	}
+	if r.IntN(4) == 0 && (turn.Put(1) || turn.Drop()) {
+		c.t.Error("a turn ended twice")
+	}
+}
+
+func (c *crowd) change(r *rand.Rand, wg *sync.WaitGroup) {
+	i := r.IntN(c.lanes)
+	switch r.IntN(8) {
+	case 0:
+		c.SetState(i, connpool.State(r.IntN(3)))
+	case 1, 2:
+		c.SetState(i, up)
+	case 3:
+		lim := c.randomLimits(r)
+		c.mu.Lock()
+		c.limits[i] = lim
+		c.highest[i] = max(c.highest[i], lim.Max)
+		c.mu.Unlock()
+		c.SetLimits(i, lim)
+	case 4:
+		wg.Go(func() {
+			c.mu.Lock()
+			c.checks[i]++
+			c.mu.Unlock()
+			c.Recheck(i)
+			c.mu.Lock()
+			c.checks[i]--
+			c.mu.Unlock()
+		})
+	case 5:
+		c.Flush(i)
+	case 6:
+		c.mu.Lock()
+		if n := len(c.conns); n > 0 {
+			c.conns[r.IntN(n)].dead = true
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *crowd) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.Close()
+}
+
+// check checks what holds whenever all is settled.
+func (c *crowd) check() {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.t
+	held, unasked, waiting := make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes)
+	for turn, ct := range c.turns {
+		held[turn.Lane()]++
+		if !ct.asked {
+			unasked[turn.Lane()]++
+		}
+	}
+	for q := range c.waiters {
+		lives := false
+		for _, i := range q.lanes {
+			waiting[i]++
+			lives = lives || c.Stats(i).State != down
+			for _, g := range c.grants {
+				if g.lane == i && g.tick > q.tick {
+					t.Errorf("lane %d granted to one who came at %d; one who came at %d waits still", i, g.tick, q.tick)
+				}
+			}
+		}
+		if !lives {
+			t.Errorf("one waits for lanes %v, none of which is up", q.lanes)
+		}
+	}
+	if n := c.Waiting(); n != len(c.waiters) {
+		t.Errorf("Waiting() = %d, want %d", n, len(c.waiters))
+	}
+	unowned := make([]int, c.lanes)
+	for _, conn := range c.conns {
+		switch owner := c.owner[conn]; {
+		case conn.closes > 1 || conn.closes > 0 && conn.dropped:
+			t.Errorf("%v closed twice", conn)
+		case owner != nil && conn.closes > 0:
+			t.Errorf("%v closed while in use", conn)
+		case owner == nil && conn.closes == 0 && !conn.dropped:
+			unowned[c.lane[conn]]++
+		}
+	}
+	leaving := make([]int, c.lanes)
+	for _, r := range c.leaving {
+		leaving[c.lane[r.c]]++
+	}
+	for i := range c.lanes {
+		s, lim := c.Stats(i), c.limits[i]
+		if s.Held != held[i] || c.Held(i) != held[i] {
+			t.Errorf("lane %d has %d turns (mirror %d), but %d run", i, s.Held, c.Held(i), held[i])
+		}
+		if s.Waiting != waiting[i] {
+			t.Errorf("lane %d has %d waiters, but %d wait", i, s.Waiting, waiting[i])
+		}
+		if s.Held > max(c.highest[i], c.before[i]) {
+			t.Errorf("lane %d has %d turns; %d were allowed, %d ran before", i, s.Held, c.highest[i], c.before[i])
+		}
+		checking := c.checks[i] > 0 // some that count as idle are not, and occupy slots
+		if s.Idle > 0 && !checking && (s.Held+s.Idle > lim.Max || lim.MaxIdle < 0 || lim.MaxIdle > 0 && s.Idle > lim.MaxIdle || s.State != up || c.closed) {
+			t.Errorf("lane %d has idle connections too many: %+v, %+v, closed %v", i, s, lim, c.closed)
+		}
+		free := !c.closed && s.State != down && s.Held+leaving[i] < lim.Max
+		if got := c.Free(i); got != free && (got || !checking) {
+			t.Errorf("Free(%d) = %v, want %v", i, got, free)
+		}
+		if free && !checking && s.Waiting > 0 {
+			t.Errorf("lane %d is free, and %d wait for it", i, s.Waiting)
+		}
+		if s.Idle > unowned[i] || s.Idle+unasked[i] < unowned[i] {
+			t.Errorf("lane %d: %d open connections nobody uses, %d are idle and %d may be reserved", i, unowned[i], s.Idle, unasked[i])
+		}
+		c.before[i], c.highest[i] = held[i], lim.Max
+	}
+	c.grants = nil
+	c.tick++
+}
+
+// A lane that is armed once grants one turn, and none is lost, though those who
+// wait for it are cancelled, and others try it, at the same moment.
+func TestOnceRaces(t *testing.T) {
+	seeds(t, 100, func(t *testing.T, r *rand.Rand) {
+		w := newWorld(t)
+		w.AddLane(limits{Max: 3}, down)
+		w.AddLane(limits{Max: 1}, up)
+		busy := w.try(1) // keeps those who wait from failing
+		for range 10 {
+			var wg sync.WaitGroup
+			var granted atomic.Int32
+			turns := make(chan *fakeTurn, 20)
+			for range 1 + r.IntN(8) {
+				d := time.Duration(1+r.IntN(3)) * time.Millisecond
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), d)
+					defer cancel()
+					if turn, err := w.Wait(ctx, set(0, 1)); err == nil {
+						granted.Add(1)
+						turns <- turn
+					}
+				})
+			}
+			for range r.IntN(3) {
+				wg.Go(func() {
+					time.Sleep(time.Millisecond)
+					if turn, ok := w.Try(0); ok {
+						granted.Add(1)
+						turns <- turn
+					}
+				})
+			}
+			time.Sleep(time.Millisecond)
+			w.SetState(0, once)
+			synctest.Wait()
+			s := w.Stats(0)
+			switch n := granted.Load(); {
+			case n > 1:
+				t.Errorf("%d turns of one", n)
+			case n == 1 && (s.State != down || s.Held != 1):
+				t.Errorf("after the one turn: %+v", s)
+			case n == 0 && (s.State != once || s.Held != 0 || s.Waiting != 0):
+				t.Errorf("the one turn was lost: %+v", s)
+			}
+			wg.Wait()
+			close(turns)
+			for turn := range turns {
+				turn.Put(0)
+			}
+			w.SetState(0, down)
+		}
+		busy.Drop()
+		w.wantStats(0, 0, 0, 0)
+		w.wantStats(1, 0, 0, 0)
+	})
+}
+
+// Goroutines that use a pool in real time: what they see of it, without a lock
+// of the test's own, never breaks the rules.
+func TestStress(t *testing.T) {
+	type conn struct {
+		users, closes atomic.Int32
+		lane          int
+	}
+	const (
+		lanes   = 3
+		most    = 2
+		workers = 12
+		rounds  = 1000
+	)
+	var opened, closed atomic.Int64
+	var p *connpool.Pool[*conn]
+	p = connpool.New(connpool.Config[*conn]{
+		Alive: func(c *conn) bool {
+			p.Waiting() // hangs if the lock is held
+			if c.closes.Load() > 0 {
+				t.Error("Alive asked of a closed connection")
+			}
+			return rand.IntN(20) > 0
+		},
+		Close: func(c *conn, why connpool.Reason) {
+			p.Waiting()
+			closed.Add(1)
+			if c.closes.Add(1) > 1 || c.users.Load() > 0 {
+				t.Error("closed twice or in use:", why)
+			}
+		},
+		Abort: func(*conn) { p.Waiting() },
+	})
+	for range lanes {
+		p.AddLane(limits{Max: most, MaxUses: 50}, up)
+	}
+	var inUse [lanes]atomic.Int32
+	var errNone, errDone, done atomic.Int64
+	var wg, others sync.WaitGroup
+	work := func() {
+		var turn *connpool.Turn[*conn]
+		if lane := rand.IntN(lanes); rand.IntN(3) == 0 {
+			turn, _ = p.Try(lane)
+		} else {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(300))*time.Microsecond)
+			var err error
+			turn, err = p.Wait(ctx, []uint64{rand.Uint64N(1 << lanes)})
+			cancel()
+			switch {
+			case errors.Is(err, connpool.ErrNoLane):
+				errNone.Add(1)
+			case errors.Is(err, context.DeadlineExceeded):
+				errDone.Add(1)
+			case errors.Is(err, connpool.ErrClosed) || err == nil:
+			default:
+				t.Error(err)
+			}
+		}
+		if turn == nil {
+			return
+		}
+		done.Add(1)
+		if n := inUse[turn.Lane()].Add(1); n > most {
+			t.Errorf("%d turns at a time, want at most %d", n, most)
+		}
+		c, ok := turn.Conn()
+		if !ok {
+			c = &conn{lane: turn.Lane()}
+			opened.Add(1)
+			turn.Adopt(c)
+		}
+		if n := c.users.Add(1); n > 1 || c.closes.Load() > 0 || c.lane != turn.Lane() {
+			t.Errorf("handed out: %d users, %d closes, lane %d for %d", n, c.closes.Load(), c.lane, turn.Lane())
+		}
+		if rand.IntN(4) == 0 {
+			runtime.Gosched()
+		}
+		inUse[turn.Lane()].Add(-1)
+		c.users.Add(-1)
+		switch rand.IntN(8) {
+		case 0:
+			closed.Add(1)
+			c.closes.Add(1)
+			turn.Drop()
+		case 1:
+			closed.Add(1)
+			c.closes.Add(1)
+			turn.Discard()
+			turn.Put(1)
+		default:
+			turn.Put(1)
+		}
+		if turn.Put(1) || turn.Drop() {
+			t.Error("ended twice")
+		}
+	}
+	for range workers {
+		wg.Go(func() {
+			for range rounds {
+				if t.Failed() {
+					return
+				}
+				work()
+			}
+		})
+	}
+	stop := make(chan struct{})
+	others.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			switch i := rand.IntN(lanes); rand.IntN(40) {
+			case 0:
+				p.SetState(i, connpool.State(rand.IntN(3)))
+			case 1:
+				p.Recheck(i)
+			case 2:
+				p.Flush(i)
+			case 3:
+				p.SetLimits(i, limits{Max: most, MaxIdle: rand.IntN(3), MaxUses: 50, MaxIdleTime: time.Duration(rand.IntN(100)) * time.Microsecond})
+			default:
+				p.SetState(i, up)
+			}
+			for range 10 {
+				_ = p.Free(0) && p.Held(1) > 0 && p.Waiting() > 0
+				runtime.Gosched()
+			}
+		}
+	})
+	wg.Wait()
+	close(stop)
+	others.Wait()
+	for i := range lanes {
+		s := p.Stats(i)
+		if s.Held != 0 || p.Held(i) != 0 || s.Waiting != 0 || s.Idle > most {
+			t.Errorf("lane %d, all quiet: %+v", i, s)
+		}
+		var n uint64
+		for _, c := range s.Closed {
+			n += c
+		}
+		if s.Opened != n+uint64(s.Idle) {
+			t.Errorf("lane %d: %d opened, %d closed, %d idle", i, s.Opened, n, s.Idle)
+		}
+	}
+
+	// The end, in the middle of it.
+	half := make(chan struct{}, workers)
+	for range workers {
+		wg.Go(func() {
+			for i := range rounds / 10 {
+				if i == rounds/20 {
+					half <- struct{}{}
+				}
+				work()
+			}
+		})
+	}
+	<-half
+	p.Close()
+	wg.Wait()
+	if o, c := opened.Load(), closed.Load(); o != c {
+		t.Errorf("%d connections opened, %d closed", o, c)
+	}
+	for i := range lanes {
+		if s := p.Stats(i); s.Held != 0 || s.Waiting != 0 || s.Idle != 0 {
+			t.Errorf("lane %d, closed: %+v", i, s)
+		}
+	}
+	t.Logf("%d turns, %d connections, %d without a lane, %d timed out", done.Load(), opened.Load(), errNone.Load(), errDone.Load())
+}
