@@ -1,0 +1,401 @@
+package smtplb
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/breaker"
+	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/reply"
+	"github.com/smtplb/smtplb/internal/session"
+	"github.com/smtplb/smtplb/internal/verdict"
+)
+
+// attempt hands what is pending of d to the relay of t: connection, transactions, verdicts, books. It ends t and permit whatever
+// happens, a panic in a hook or in the caller's Dial included.
+func (p *Pool) attempt(ctx context.Context, d *delivery, t *connpool.Turn[*session.Conn], permit breaker.Permit, waited time.Duration) {
+	r := p.relays[t.Lane()]
+	a := attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(t.Lane())}
+	a.record = Attempt{Relay: r.name, Start: time.Now(), Offered: d.pending, Timings: Timings{Wait: waited}}
+	d.tried.add(r.index)
+	r.counts.attempts.Add(1)
+
+	outcome := breaker.NotCounted
+	defer func() { // in this order: the connection is back before a change of the breaker's state closes idle ones
+		a.release()
+		permit.Done(outcome)
+	}()
+
+	var ended func(Attempt)
+	if h := p.hooks.AttemptStart; h != nil {
+		ended = h(ctx, AttemptInfo{EnvelopeID: d.env.ID, Relay: r.name, Number: a.number, Recipients: d.pending, Wait: waited})
+	}
+	a.cut = d.cut(a.record.Start)
+	a.run(ctx)
+	a.sound = true
+	a.release()
+	outcome = r.outcome(a.blame, a.last)
+	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
+	a.count(outcome)
+
+	a.record.Duration = time.Since(a.record.Start)
+	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
+	if a.record.Err != nil && p.logger != nil {
+		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),
+			slog.String("stage", string(a.record.Stage)), slog.String("error", a.record.Err.Error()))
+	}
+	if ended != nil {
+		ended(a.record)
+	}
+}
+
+// attempt is one try of one relay.
+type attempt struct {
+	pool   *Pool
+	d      *delivery
+	relay  *relay
+	turn   *connpool.Turn[*session.Conn]
+	conn   *session.Conn // nil before it was opened, and after it was given back
+	number int
+	repeat bool      // the relay was tried for this message before
+	cut    time.Time // see delivery.cut
+	uses   int       // transactions on conn in this attempt
+	blame  verdict.Blame
+	last   verdict.Fact // how the last transaction ended
+	record Attempt
+	sound  bool // run has returned: conn is in a known state
+}
+
+// run offers the pending recipients, in transactions of as many as the relay takes.
+func (a *attempt) run(ctx context.Context) {
+	if conn, ok := a.turn.Conn(); ok {
+		a.conn, a.record.Reused = conn, true
+	} else if end := a.dial(ctx); end != nil {
+		a.failed(end)
+		return
+	}
+	for a.batch() {
+		a.transact(ctx)
+		v := a.judgeEnd()
+		if v.Move == verdict.Redial { // never of a new connection, so it ends
+			a.relay.counts.redials.Add(1)
+			a.record.Redialed = true
+			a.unoffer()
+			a.drop()
+			a.pool.conns.Recheck(a.relay.index)
+			if end := a.dial(ctx); end != nil {
+				a.failed(end)
+				return
+			}
+			continue
+		}
+		a.settle(v)
+		if !a.accepting() {
+			a.rest(v)
+			return
+		}
+		if !a.conn.Reusable() && a.more() { // it took these and hung up
+			a.drop()
+			if end := a.dial(ctx); end != nil {
+				a.failed(end)
+				return
+			}
+		}
+	}
+}
+
+// owes reports whether this attempt has still to offer x. The second try of a relay, for at-least-once, is for those only whose outcome
+// it left unknown: it has spoken on the others.
+func (a *attempt) owes(x *recipient) bool {
+	return x.outcome == 0 && x.attempt != a.number && (x.ambiguous || !a.repeat)
+}
+
+// more reports whether recipients are left that this attempt has not offered.
+func (a *attempt) more() bool {
+	for i := range a.d.rcpts {
+		if x := &a.d.rcpts[i]; a.owes(x) {
+			return true
+		}
+	}
+	return false
+}
+
+// rest settles the recipients that were not offered because an earlier transaction of the message was refused or broke.
+func (a *attempt) rest(v verdict.Verdict) {
+	if v.Move == verdict.Unknown { // not for these: they were never named to the relay
+		v = verdict.Verdict{Move: verdict.NextRelay}
+	}
+	for i := range a.d.rcpts {
+		if x := &a.d.rcpts[i]; a.owes(x) {
+			a.d.settle(i, a.relay, &a.last, v, a.record.Err)
+		}
+	}
+}
+
+// accepting reports whether the next transaction on the connection makes sense: only after one that the relay took.
+func (a *attempt) accepting() bool {
+	return a.last.Stage == reply.StageFinal && a.last.Reply.Positive() || a.last.Stage == reply.StageRcpt && a.last.Reply.Code == 0 && a.last.Failure == 0
+}
+
+// dial opens a connection, once more with a new token where the relay refused the one that Relay.Auth gave.
+func (a *attempt) dial(ctx context.Context) *session.End {
+	ctx, cancel := context.WithCancelCause(ctx) // Close ends dialling too
+	defer cancel(nil)
+	defer context.AfterFunc(a.pool.ctx, func() { cancel(ErrClosed) })()
+	conn, end, timings := session.Dial(ctx, a.relay.session, a.cut, nil)
+	if end != nil && end.Stage == reply.StageAuth && end.Reply.Permanent() && a.relay.session.Auth != nil {
+		conn, end, timings = session.Dial(ctx, a.relay.session, a.cut, a.error(end))
+	}
+	t := &a.record.Timings
+	t.Dial, t.TLS, t.Hello, t.Auth = timings.Dial, timings.TLS, timings.Hello, timings.Auth
+	if end != nil {
+		if a.pool.ctx.Err() != nil && errors.Is(end.Err, ErrClosed) {
+			end.Err = ErrClosed // not the caller's context, which the pool's was joined to
+		}
+		return end
+	}
+	a.conn = conn
+	a.turn.Adopt(conn)
+	a.relay.learn(conn.Extensions())
+	return nil
+}
+
+// learn keeps what a relay offers, so that messages it can't take are not tried there.
+func (r *relay) learn(x *session.Extensions) {
+	r.offers.Store(&offer{*x, time.Now()})
+}
+
+// batch takes the next pending recipients that this attempt has not offered yet.
+func (a *attempt) batch() bool {
+	d, limit := a.d, maxRecipients
+	if x := a.conn.Extensions(); x.RcptMax > 0 {
+		limit = min(limit, x.RcptMax)
+	}
+	d.to, d.who = d.to[:0], d.who[:0]
+	for i := range d.rcpts {
+		x := &d.rcpts[i]
+		if !a.owes(x) {
+			continue
+		}
+		if len(d.to) == limit && !d.env.RequireAll {
+			break
+		}
+		x.attempt = a.number
+		d.to, d.who = append(d.to, x.addr), append(d.who, i)
+	}
+	return len(d.to) > 0
+}
+
+// unoffer takes a batch back that never reached the relay.
+func (a *attempt) unoffer() {
+	for _, i := range a.d.who {
+		a.d.rcpts[i].attempt = 0
+	}
+}
+
+func (a *attempt) transact(ctx context.Context) {
+	d := a.d
+	d.tx = session.Transaction{
+		From: d.msg.from, To: d.to, Body: d.msg.wire, Size: d.msg.size, EightBit: d.msg.eightBit, UTF8: d.msg.utf8, All: d.env.RequireAll,
+		Cut: a.cut, CommitBy: d.commitBy, Total: d.total,
+	}
+	a.uses++
+	a.conn.Transact(ctx, &d.tx, &d.res)
+	t, s := &a.record.Timings, &d.res.Timings
+	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
+}
+
+// judgeEnd asks what the end of the transaction means for the recipients that the relay had not refused by then.
+func (a *attempt) judgeEnd() verdict.Verdict {
+	res := &a.d.res
+	a.last = verdict.Fact{
+		Stage: res.End.Stage, Reply: res.End.Reply, Failure: res.End.Failure, Committed: res.Committed, Reused: res.Reused, First: res.First,
+		LongWait: res.End.LongWait, Shortened: res.End.Shortened,
+	}
+	if refusedAll(&res.End) {
+		return verdict.Verdict{}
+	}
+	return verdict.Judge(a.last)
+}
+
+// refusedAll tells the end of a transaction in which the replies to RCPT are all there is: nobody was taken, or not everybody of RequireAll.
+func refusedAll(end *session.End) bool {
+	return end.Stage == reply.StageRcpt && end.Reply.Code == 0 && end.Failure == reply.FailNone
+}
+
+// settle applies a transaction's result to its recipients: each refused one by its own reply, the others by how it ended.
+func (a *attempt) settle(end verdict.Verdict) {
+	d, res := a.d, &a.d.res
+	a.blame = worse(a.blame, end.Blame)
+	a.need(end)
+	var endErr error
+	if end.Move != verdict.Accepted && end.Move != verdict.Invalid {
+		endErr = a.error(&res.End)
+		a.record.Err = endErr
+	}
+	a.record.Stage = stageName(res.End.Stage)
+	if d.env.RequireAll && refusedAll(&res.End) {
+		a.settleAll()
+		return
+	}
+	refused := refusedAll(&res.End)
+	for n, i := range d.who {
+		said := res.Rcpts[n]
+		if !said.Temporary() && !said.Permanent() || said.Code == 421 && res.End.Reply.Code == 421 {
+			if refused { // all were refused, so this can't be; were it so, nothing was sent to the relay for it
+				continue
+			}
+			if end.Move == verdict.Accepted {
+				a.record.Accepted++
+			}
+			d.settle(i, a.relay, &a.last, end, endErr)
+			continue
+		}
+		fact := verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused}
+		v := verdict.Judge(fact)
+		a.blame = worse(a.blame, v.Blame)
+		if v.Move == verdict.Again {
+			if end.Move == verdict.Accepted { // the relay took the others: the rest in another transaction
+				d.rcpts[i].attempt = 0
+				continue
+			}
+			v.Move = verdict.NextRelay
+		}
+		err := a.error(&session.End{Stage: reply.StageRcpt, Reply: said})
+		d.settle(i, a.relay, &fact, v, err)
+		if refused && a.record.Err == nil {
+			a.record.Err = err
+		}
+	}
+	if a.record.Accepted > 0 {
+		a.record.Err = nil
+	}
+}
+
+// settleAll is settle for RequireAll when a recipient was refused: all take the class of the gravest refusal.
+func (a *attempt) settleAll() {
+	d, res := a.d, &a.d.res
+	worst, found := 0, false
+	var v verdict.Verdict
+	for n := range d.who {
+		if said := res.Rcpts[n]; said.Temporary() || said.Permanent() {
+			w := verdict.Judge(verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused})
+			a.blame = worse(a.blame, w.Blame)
+			if w.Move == verdict.Again { // one transaction is all there may be
+				w.Move = verdict.NextRelay
+			}
+			if !found || w.Move == verdict.Failed && v.Move != verdict.Failed {
+				worst, v, found = n, w, true
+			}
+		}
+	}
+	fact := verdict.Fact{Stage: reply.StageRcpt, Reply: res.Rcpts[worst], Reused: res.Reused}
+	err := a.error(&session.End{Stage: reply.StageRcpt, Reply: fact.Reply})
+	a.record.Err = err
+	for _, i := range d.who {
+		d.settle(i, a.relay, &fact, v, err)
+	}
+}
+
+// need notes what the other relays must be able to do.
+func (a *attempt) need(v verdict.Verdict) {
+	if v.Need == verdict.NeedLarger {
+		a.d.larger = true
+		if x := a.relay.offers.Load(); x != nil {
+			a.d.tooLargeFor = max(a.d.tooLargeFor, x.Size)
+		}
+	}
+	if v.Apart {
+		a.relay.apart.add(a.d.msg.fromDomain, time.Now())
+	}
+}
+
+// failed settles everybody by the end of a dial.
+func (a *attempt) failed(end *session.End) {
+	a.last = verdict.Fact{Stage: end.Stage, Reply: end.Reply, Failure: end.Failure, LongWait: end.LongWait, Shortened: end.Shortened}
+	v := verdict.Judge(a.last)
+	a.blame = worse(a.blame, v.Blame)
+	err := a.error(end)
+	a.record.Stage = stageName(end.Stage)
+	if a.record.Accepted == 0 {
+		a.record.Err = err
+	}
+	for i := range a.d.rcpts {
+		if x := &a.d.rcpts[i]; a.owes(x) {
+			x.attempt = a.number
+			a.d.settle(i, a.relay, &a.last, v, err)
+		}
+	}
+}
+
+func (a *attempt) error(end *session.End) error {
+	return &RelayError{Relay: a.relay.name, Stage: stageName(end.Stage), Reply: publicReply(end.Reply), Failure: end.Failure.String(), Err: end.Err}
+}
+
+// drop gives up the connection, and keeps the turn for another one.
+func (a *attempt) drop() {
+	_ = a.conn.Close()
+	a.turn.Discard()
+	a.conn, a.uses = nil, 0
+}
+
+// release ends the turn. After a panic the connection may be in any state, and is closed.
+func (a *attempt) release() {
+	conn, t := a.conn, a.turn
+	if t == nil {
+		return
+	}
+	a.turn, a.conn = nil, nil
+	switch {
+	case conn == nil:
+		t.Put(0)
+	case conn.Reusable() && a.sound:
+		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most { // RFC 9422
+			if !a.pool.retire(conn, connpool.ReasonUses, func() { t.Drop() }) { // the slot is free when the relay knows
+				_ = conn.Close()
+				t.Drop()
+			}
+			return
+		}
+		t.Put(a.uses)
+	default:
+		_ = conn.Close()
+		t.Drop()
+	}
+}
+
+// count keeps the relay's books, and arranges for a second try of the same relay where the caller asked for at-least-once.
+func (a *attempt) count(o breaker.Outcome) {
+	d, c := a.d, &a.relay.counts
+	var failed, unknown, left uint64
+	for i := range d.rcpts {
+		x := &d.rcpts[i]
+		if x.attempt != a.number {
+			continue
+		}
+		switch {
+		case x.outcome == Failed:
+			failed++
+		case x.ambiguous && x.outcome != Accepted:
+			unknown++
+		case x.outcome != Accepted:
+			left++
+		}
+		if x.outcome == 0 && x.ambiguous && !d.again.Has(a.relay.index) {
+			d.again.add(a.relay.index)
+			d.tried.remove(a.relay.index)
+			d.prefer = a.relay.name
+		}
+	}
+	c.accepted.Add(uint64(a.record.Accepted))
+	c.failed.Add(failed)
+	c.unknown.Add(unknown)
+	if left > 0 {
+		c.away.Add(1)
+	}
+	if o == breaker.Fault || o == breaker.Long {
+		c.faults.Add(1)
+	}
+}

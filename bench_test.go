@@ -1,0 +1,316 @@
+package smtplb_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/smtp"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/smtplb/smtplb"
+)
+
+// sink is a relay that accepts and forgets, as cheaply as can be: what is measured is the client.
+func sink(tb testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go swallow(c)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func swallow(c net.Conn) {
+	defer c.Close()
+	r, w := bufio.NewReaderSize(c, 64<<10), bufio.NewWriter(c)
+	w.WriteString("220 sink ESMTP\r\n")
+	body := false
+	for {
+		if r.Buffered() == 0 && w.Flush() != nil {
+			return
+		}
+		if body {
+			if _, err := r.Peek(5); err != nil { // no body is shorter than its terminator
+				return
+			}
+			b, _ := r.Peek(r.Buffered())
+			end := bytes.Index(b, []byte("\r\n.\r\n"))
+			if end < 0 {
+				r.Discard(len(b) - 4) // the terminator may have come in part
+				continue
+			}
+			r.Discard(end + 5)
+			body = false
+			w.WriteString("250 2.0.0 Ok: queued as 4Zk3vB0Xyz\r\n")
+			continue
+		}
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return
+		}
+		switch {
+		case bytes.HasPrefix(line, []byte("EHLO")):
+			w.WriteString("250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 0\r\n")
+		case bytes.HasPrefix(line, []byte("DATA")):
+			body = true
+			w.WriteString("354 End data with <CR><LF>.<CR><LF>\r\n")
+		case bytes.HasPrefix(line, []byte("MAIL")):
+			w.WriteString("250 2.1.0 Ok\r\n")
+		case bytes.HasPrefix(line, []byte("RCPT")):
+			w.WriteString("250 2.1.5 Ok\r\n")
+		case bytes.HasPrefix(line, []byte("QUIT")):
+			w.WriteString("221 2.0.0 Bye\r\n")
+			w.Flush()
+			return
+		default:
+			w.WriteString("250 2.0.0 Ok\r\n")
+		}
+	}
+}
+
+// body2k is a message of 2 KB in canonical form.
+var body2k = append([]byte("From: a@example.com\r\nTo: x@example.com\r\nSubject: two kilobytes\r\n\r\n"),
+	bytes.Repeat([]byte("0123456789 0123456789 0123456789 0123456789 0123456789 012345678\r\n"), 29)...)
+
+func benchPool(tb testing.TB, addr string, conns int) *smtplb.Pool {
+	p, err := smtplb.New(smtplb.Config{LocalName: "localhost", Relays: []smtplb.Relay{{
+		Addr: addr, TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: conns, MaxMessages: -1},
+	}}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { p.Close() })
+	return p
+}
+
+func benchEnvelope() *smtplb.Envelope {
+	return &smtplb.Envelope{From: "a@example.com", To: []string{"x@example.com"}, Body: smtplb.Bytes(body2k)}
+}
+
+// sendNetSMTP sends n messages by net/smtp on one connection that is kept: MAIL, RCPT, DATA, the message, RSET.
+func sendNetSMTP(tb testing.TB, c *smtp.Client, n int) {
+	for range n {
+		if err := c.Mail("a@example.com"); err != nil {
+			tb.Error(err)
+			return
+		}
+		if err := c.Rcpt("x@example.com"); err != nil {
+			tb.Error(err)
+			return
+		}
+		w, err := c.Data()
+		if err != nil {
+			tb.Error(err)
+			return
+		}
+		if _, err := w.Write(body2k); err != nil {
+			tb.Error(err)
+		}
+		if err := w.Close(); err != nil {
+			tb.Error(err)
+		}
+		if err := c.Reset(); err != nil {
+			tb.Error(err)
+		}
+	}
+}
+
+// BenchmarkDeliver sends 2 KB messages one after the other.
+func BenchmarkDeliver(b *testing.B) {
+	p := benchPool(b, sink(b), 1)
+	e := benchEnvelope()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := p.Deliver(b.Context(), e); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkAgainstNetSMTP sends 2 KB messages from 8 goroutines over 8 kept connections, by net/smtp and by a Pool in turn, and reports the
+// median ratio of their rates. Run it with -benchtime 20x or more: an iteration is a round of both.
+func BenchmarkAgainstNetSMTP(b *testing.B) {
+	const workers, each = 8, 250
+	addr := sink(b)
+	clients := make([]*smtp.Client, workers)
+	for i := range clients {
+		c, err := smtp.Dial(addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.Hello("localhost"); err != nil {
+			b.Fatal(err)
+		}
+		clients[i] = c
+	}
+	p := benchPool(b, addr, workers)
+	e := benchEnvelope()
+	crowd := func(f func(i int)) time.Duration {
+		var wg sync.WaitGroup
+		begun := time.Now()
+		for i := range workers {
+			wg.Go(func() { f(i) })
+		}
+		wg.Wait()
+		return time.Since(begun)
+	}
+	theirs := func() time.Duration { return crowd(func(i int) { sendNetSMTP(b, clients[i], each) }) }
+	ours := func() time.Duration {
+		return crowd(func(int) {
+			for range each {
+				if _, err := p.Deliver(b.Context(), e); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	theirs()
+	ours()
+	var ratios []float64
+	var n, rate float64
+	for b.Loop() {
+		t, o := theirs(), ours()
+		ratios = append(ratios, float64(t)/float64(o))
+		rate += workers * each / o.Seconds()
+		n++
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "x-net/smtp")
+	b.ReportMetric(ratios[0], "x-min")
+	b.ReportMetric(rate/n, "msg/s")
+	b.ReportMetric(0, "ns/op")
+}
+
+// TestDeliverAllocations bounds what a Deliver of prebuilt bytes allocates, with a context that can end.
+func TestDeliverAllocations(t *testing.T) {
+	p := benchPool(t, sink(t), 1)
+	e := benchEnvelope()
+	var failed atomic.Bool
+	n := testing.AllocsPerRun(200, func() {
+		if _, err := p.Deliver(t.Context(), e); err != nil {
+			failed.Store(true)
+		}
+	})
+	if failed.Load() {
+		t.Fatal("a send failed")
+	}
+	t.Logf("%.1f allocations", n)
+	if n > 10 && !raceEnabled {
+		t.Errorf("a Deliver allocates %.1f times, want 10 at the most", n)
+	}
+}
+
+// TestIdleConnectionMemory bounds the heap of an idle plain connection. The sink runs in a process of its own.
+func TestIdleConnectionMemory(t *testing.T) {
+	const conns = 300
+	addr := sinkProcess(t)
+	var started sync.WaitGroup // all connections must be in use at once
+	started.Add(conns)
+	p, err := smtplb.New(smtplb.Config{
+		LocalName: "localhost",
+		Relays:    []smtplb.Relay{{Addr: addr, TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: conns}}},
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			started.Done()
+			started.Wait()
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := heap()
+	var wg sync.WaitGroup
+	for range conns {
+		wg.Go(func() {
+			if _, err := p.Deliver(t.Context(), benchEnvelope()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if idle := p.Stats().Relays[0].Idle; idle != conns {
+		t.Fatalf("%d connections are idle", idle)
+	}
+	per := (float64(heap()) - float64(before)) / conns
+	t.Logf("%.0f bytes of heap for each idle connection", per)
+	if per > 2560 && !raceEnabled {
+		t.Errorf("an idle connection holds %.0f bytes of heap, want 2560 at the most", per)
+	}
+	p.Close()
+}
+
+// heap is what is in use after everything that can be freed was.
+func heap() uint64 {
+	var m runtime.MemStats
+	for range 3 { // what a sync.Pool holds goes with the second
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// sinkProcess runs this test binary as a sink.
+func sinkProcess(t *testing.T) string {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^TestSinkProcess$")
+	cmd.Env = append(os.Environ(), "SMTPLB_TEST_SINK=1")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(addr)
+}
+
+// TestSinkProcess is the other process of sinkProcess; run by itself it proves that the sink takes a message.
+func TestSinkProcess(t *testing.T) {
+	addr := sink(t)
+	if os.Getenv("SMTPLB_TEST_SINK") == "" {
+		if _, err := benchPool(t, addr, 1).Deliver(t.Context(), benchEnvelope()); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	fmt.Println(addr)
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent ends
+}

@@ -1,0 +1,272 @@
+package smtplb
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/reply"
+	"github.com/smtplb/smtplb/internal/session"
+	"github.com/smtplb/smtplb/internal/verdict"
+)
+
+// delivery is one Deliver under way. It belongs to its caller's goroutine, and is used again afterwards.
+type delivery struct {
+	pool    *Pool
+	env     *Envelope
+	msg     message
+	raw     []byte // as read from Envelope.Body
+	receipt *Receipt
+
+	rcpts   []recipient
+	entry   []int          // for each entry of Envelope.To its number in rcpts
+	index   map[string]int // of many recipients, by key
+	pending int            // recipients whose outcome is not settled
+
+	maxAttempts int
+	total       time.Duration // the length of the caller's context; 0: no deadline
+	deadline    time.Time
+	commitBy    time.Time // nothing is begun after it that can't be undone; zero: no deadline
+
+	// Which relays may still be tried, by their number.
+	tried, denied, lanes Bitset
+	skip, skipBuf        Bitset // of the tier that lanes is about
+	candidates           int    // relays that could be tried now, in any tier
+	prefer               string
+	larger               bool  // a relay said that the message is too large for it,
+	tooLargeFor          int64 // and this is the SIZE that it advertised
+	again                Bitset
+	throttled            bool          // a relay wanted less mail
+	retryAfter           time.Duration // when it is worth asking for a relay again
+
+	tx   session.Transaction
+	res  session.Result
+	to   []string
+	who  []int // for each of to its number in rcpts
+	bits [5][4]uint64
+}
+
+// recipient is one distinct recipient. While its outcome is the zero one it is pending; relay, stage, reply and err are then of the last relay that was tried for it.
+type recipient struct {
+	addr    string
+	key     string // what makes it distinct
+	outcome Outcome
+	relay   string
+	stage   Stage
+	reply   reply.Reply
+	err     error
+
+	attempt    int // the last attempt that offered it
+	hops       int // relays that answered its RCPT with a 4xx
+	refusals   int // relays whose policy refuses it, or the message, for good
+	ambiguous  bool
+	greylisted bool
+}
+
+var deliveries = sync.Pool{New: func() any { return new(delivery) }}
+
+func newDelivery(p *Pool, e *Envelope) *delivery {
+	d := deliveries.Get().(*delivery)
+	d.pool, d.env, d.prefer = p, e, e.Prefer
+	d.maxAttempts = p.maxAttempts
+	d.receipt = &Receipt{ID: e.ID}
+	d.receipt.Attempts = d.receipt.attempt1[:0]
+	n := words(len(p.relays))
+	for i, set := range [...]*Bitset{&d.tried, &d.denied, &d.lanes, &d.skipBuf, &d.again} {
+		if n <= len(d.bits[i]) {
+			d.bits[i] = [4]uint64{}
+			*set = d.bits[i][:n]
+		} else {
+			*set = make(Bitset, n)
+		}
+	}
+	return d
+}
+
+// free forgets everything that belongs to the caller, and gives d back.
+func (d *delivery) free() {
+	clear(d.rcpts)
+	clear(d.to)
+	clear(d.res.Rcpts)
+	*d = delivery{rcpts: d.rcpts[:0], entry: d.entry[:0], to: d.to[:0], who: d.who[:0], res: session.Result{Rcpts: d.res.Rcpts[:0]}}
+	if cap(d.rcpts) <= 1024 { // a huge envelope's memory is not kept
+		deliveries.Put(d)
+	}
+}
+
+// addRecipient adds an entry of the envelope. The same recipient twice is one recipient.
+func (d *delivery) addRecipient(addr, key string) {
+	n := len(d.rcpts)
+	var same int
+	var ok bool
+	if n < 16 { // few are found faster by looking
+		same = slices.IndexFunc(d.rcpts, func(x recipient) bool { return x.key == key })
+		ok = same >= 0
+	} else {
+		if len(d.index) == 0 {
+			d.index = make(map[string]int)
+			for i := range d.rcpts {
+				d.index[d.rcpts[i].key] = i
+			}
+		}
+		same, ok = d.index[key]
+	}
+	if ok {
+		d.entry = append(d.entry, same)
+		return
+	}
+	if d.index != nil {
+		d.index[key] = n
+	}
+	d.rcpts = append(d.rcpts, recipient{addr: addr, key: key})
+	d.entry = append(d.entry, n)
+	d.pending++
+}
+
+// limit reads the caller's deadline.
+func (d *delivery) limit(ctx context.Context) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return
+	}
+	d.deadline, d.total = deadline, time.Until(deadline)
+	d.commitBy = deadline.Add(-min(5*time.Second, d.total/5))
+}
+
+// late reports whether too little of the caller's time is left to begin anything.
+func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && now.After(d.commitBy) }
+
+// cut is when the stages before the commit point must be over for the other relays to have their share of the caller's time.
+func (d *delivery) cut(now time.Time) time.Time {
+	left := min(d.candidates, d.maxAttempts-len(d.receipt.Attempts))
+	if d.deadline.IsZero() || left <= 1 {
+		return time.Time{}
+	}
+	return now.Add(d.deadline.Sub(now) / time.Duration(left))
+}
+
+func (d *delivery) firstDomain() string {
+	addr := d.rcpts[0].addr
+	return addr[strings.LastIndexByte(addr, '@')+1:]
+}
+
+// settle applies what a relay said, or failed to say, to one recipient.
+func (d *delivery) settle(i int, r *relay, f *verdict.Fact, v verdict.Verdict, err error) {
+	x := &d.rcpts[i]
+	x.relay, x.stage, x.reply, x.err = r.name, stageName(f.Stage), f.Reply, err
+	switch v.Move {
+	case verdict.Accepted:
+		d.decide(x, Accepted)
+		x.err = nil
+		return
+	case verdict.Failed:
+		d.decide(x, Failed)
+	case verdict.Deferred:
+		x.greylisted = v.Greylist
+		if v.Greylist {
+			d.receipt.prefer = r.name
+		}
+		d.decide(x, Deferred)
+	case verdict.Unknown:
+		x.ambiguous = true
+		if !d.env.AtLeastOnce {
+			d.decide(x, Unknown)
+		}
+	default: // another relay may try
+		if v.Refused || v.Need == verdict.NeedCapability {
+			x.refusals++
+		}
+		if f.Stage == reply.StageRcpt && f.Reply.Temporary() && !v.Discard {
+			if x.hops++; x.hops > 1 { // a recipient's own 4xx gets one hop: the recipient, not the relay, is the reason
+				d.decide(x, Deferred)
+			}
+		}
+	}
+}
+
+// decide settles a recipient. Once unknown, only an acceptance changes it.
+func (d *delivery) decide(x *recipient, o Outcome) {
+	if x.ambiguous && o != Accepted {
+		o = Unknown
+	}
+	x.outcome = o
+	d.pending--
+}
+
+// finish settles what is pending, and makes the receipt. cause is why no more was tried; nil where all relays that may take the
+// message had their say.
+func (d *delivery) finish(cause error) (*Receipt, error) {
+	r := d.receipt
+	against := 0 // relays that can't take such a message
+	for _, relay := range d.pool.relays {
+		if !d.tried.Has(relay.index) && relay.incapable(d) {
+			against++
+		}
+	}
+	var wait time.Duration
+	all := true
+	r.Recipients = r.rcpt1[:0]
+	if len(d.entry) > 1 {
+		r.Recipients = make([]RecipientResult, 0, len(d.entry))
+	}
+	for i := range d.rcpts {
+		x := &d.rcpts[i]
+		if x.outcome == 0 {
+			switch {
+			case cause == nil && x.refusals+against >= len(d.pool.relays):
+				d.decide(x, Failed)
+			default:
+				d.decide(x, Deferred)
+			}
+		}
+		if x.err == nil && x.outcome != Accepted {
+			x.err = cause
+			if cause == nil {
+				x.err = errIncapable
+			}
+		}
+	}
+	for i, n := range d.entry {
+		x := &d.rcpts[n]
+		result := RecipientResult{
+			Addr: d.env.To[i], Outcome: x.outcome, Relay: x.relay, Stage: x.stage, Reply: publicReply(x.reply),
+			Greylisted: x.greylisted, err: x.err,
+		}
+		switch x.outcome {
+		case Accepted:
+			result.QueueID = reply.QueueID(x.reply.Text)
+		case Deferred:
+			all = false
+			result.RetryAfter = d.waitFor(x)
+			wait = max(wait, result.RetryAfter)
+		default:
+			all = false
+		}
+		r.Recipients = append(r.Recipients, result)
+	}
+	if all {
+		return r, nil
+	}
+	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.raw != nil && wait > 0 {
+		r.body = Bytes(d.raw)
+	}
+	return r, &SendError{RetryAfter: wait, Receipt: r, cause: cause, throttled: d.throttled}
+}
+
+// waitFor is how long a deferred recipient should wait.
+func (d *delivery) waitFor(x *recipient) time.Duration {
+	switch {
+	case x.greylisted:
+		return retryGreylisted
+	case x.reply.Temporary() && x.reply.Code != 421: // a 421 is about the connection
+		return retryTemporary
+	case d.retryAfter > 0:
+		return d.retryAfter
+	}
+	return retrySoon
+}
+
+var errIncapable = errors.New("smtplb: no relay is capable of what the message needs")

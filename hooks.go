@@ -1,0 +1,39 @@
+package smtplb
+
+import (
+	"context"
+	"time"
+)
+
+// Hooks are called as things happen. Each may be nil; they run concurrently, in the goroutine in which the thing happens, never
+// under a lock, and should return soon. The context of a send's hooks is the caller's, values included.
+type Hooks struct {
+	// AttemptStart is called before a relay is tried, when a connection slot of it is held. The function that it returns may be nil;
+	// it is called at the attempt's end.
+	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
+	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
+	Done func(ctx context.Context, r *Receipt, err error)
+	// RelayState is called after a relay's circuit breaker changed its state. An authentication failure or a certificate that
+	// isn't accepted shows here at once.
+	RelayState func(RelayEvent)
+
+	_ struct{}
+}
+
+// AttemptInfo is what is known before an attempt.
+type AttemptInfo struct {
+	EnvelopeID string
+	Relay      string
+	Number     int           // from 1
+	Recipients int           // that the attempt is for
+	Wait       time.Duration // for a free connection
+}
+
+// RelayEvent is a change of a relay's state.
+type RelayEvent struct {
+	Relay   string
+	State   string    // "closed" (well), "open" (not used), "half-open" (the next message is a probe), "probing"
+	Reason  string    // why the breaker opened last
+	RetryAt time.Time // when an open breaker lets a probe through; zero otherwise
+	Time    time.Time
+}

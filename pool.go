@@ -1,0 +1,229 @@
+package smtplb
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/session"
+)
+
+// Pool sends mail through several relays. It is made by New and safe for concurrent use. An application has one, and closes it at its end.
+type Pool struct {
+	relays []*relay // by tier
+	byName map[string]*relay
+	tiers  []tier
+	conns  *connpool.Pool[*session.Conn]
+
+	maxAttempts int
+	maxSize     int64
+	logger      *slog.Logger
+	hooks       Hooks
+
+	gate      gate
+	ctx       context.Context // ends with Close
+	cancel    context.CancelCauseFunc
+	sends     atomic.Uint64
+	failovers atomic.Uint64
+}
+
+// New makes a pool. It checks c whole, and returns all its faults joined, each a *ConfigError with its path. It connects to nothing and
+// starts no goroutine.
+func New(c Config) (*Pool, error) {
+	sessions, err := c.validate()
+	if err != nil {
+		return nil, err
+	}
+	p := &Pool{byName: make(map[string]*relay, len(c.Relays)), logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, maxAttempts: c.Retry.Attempts}
+	if p.maxSize == 0 {
+		p.maxSize = defaultMaxMessageSize
+	}
+	switch {
+	case p.maxAttempts == 0:
+		p.maxAttempts = defaultAttempts
+	case p.maxAttempts < 0:
+		p.maxAttempts = len(c.Relays)
+	}
+	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	p.conns = connpool.New(connpool.Config[*session.Conn]{
+		Alive:  (*session.Conn).Alive,
+		Close:  func(c *session.Conn, _ connpool.Reason) { _ = c.Close() },
+		Retire: p.retire,
+		Abort:  func(c *session.Conn) { c.Abort(ErrClosed) },
+	})
+	order := make([]int, len(c.Relays))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(c.Relays[a].Tier, c.Relays[b].Tier) })
+	for _, i := range order {
+		cfg := &c.Relays[i]
+		limits := cfg.Conns.limits()
+		r := &relay{pool: p, index: len(p.relays), configured: i, name: cfg.name(), weight: max(cfg.Weight, 1), limit: max(limits.Max, 0), session: sessions[i]}
+		r.breaker = r.newBreaker(cfg.Breaker)
+		p.conns.AddLane(limits, connpool.Up)
+		p.relays = append(p.relays, r)
+		p.byName[r.name] = r
+		if n := len(p.tiers); n == 0 || p.tiers[n-1].number != cfg.Tier {
+			p.tiers = append(p.tiers, tier{first: r.index, number: cfg.Tier})
+		}
+		p.tiers[len(p.tiers)-1].n++
+	}
+	balancer := c.Balancer
+	if balancer == nil {
+		balancer = RoundRobin()
+	}
+	for i := range p.tiers {
+		t := &p.tiers[i]
+		views := make([]RelayView, t.n)
+		for j := range views {
+			views[j] = p.relays[t.first+j]
+		}
+		if t.picker = balancer.NewPicker(views); t.picker == nil {
+			return nil, &ConfigError{Path: "Balancer", Reason: "NewPicker returned nil"}
+		}
+	}
+	return p, nil
+}
+
+// Shutdown refuses new sends with ErrClosed, lets the admitted ones finish, those that wait for a connection included, says QUIT on idle connections and
+// closes the pool. When ctx ends first it becomes Close and returns the context's cause.
+func (p *Pool) Shutdown(ctx context.Context) error {
+	select {
+	case <-p.gate.shut():
+	case <-ctx.Done():
+		_ = p.Close()
+		return context.Cause(ctx)
+	}
+	p.stop()
+	select { // what is left are QUITs, a second at most each
+	case <-p.gate.background():
+	case <-ctx.Done():
+	}
+	return p.Close()
+}
+
+// Close closes the pool now. Sends in progress end at once: before the commit point their recipients are deferred with ErrClosed, after it their
+// outcome is unknown. It waits for the pool's own goroutines, not for those sends to return. It may be called again, and returns nil.
+func (p *Pool) Close() error {
+	p.cancel(ErrClosed)
+	p.gate.shut()
+	p.stop()
+	<-p.gate.background()
+	return nil
+}
+
+// stop ends waiting, connections and timers.
+func (p *Pool) stop() {
+	p.conns.Close()
+	for _, r := range p.relays {
+		r.breaker.Stop()
+	}
+}
+
+// retire closes an idle connection with a QUIT, in the background. A relay that is down is not asked, and after Close nobody is.
+func (p *Pool) retire(c *session.Conn, why connpool.Reason, gone func()) bool {
+	return why != connpool.ReasonDown && p.gate.spawn(p.ctx, func() {
+		defer gone()
+		c.Quit(p.ctx)
+	})
+}
+
+func (p *Pool) log(ctx context.Context, level slog.Level, msg string, attrs ...slog.Attr) {
+	if p.logger != nil {
+		p.logger.LogAttrs(ctx, level, msg, attrs...)
+	}
+}
+
+// gate counts sends, and the pool's own goroutines.
+type gate struct {
+	mu     sync.Mutex // guards the following fields; held for arithmetic only
+	closed bool
+	active int           // sends
+	ended  chan struct{} // made by shut; closed when closed and active is 0
+	bg     int           // goroutines
+	bgDone chan struct{} // closed when bg falls to 0; nil while nobody waits
+}
+
+// enter admits a send.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.active++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.active--
+	if g.closed && g.active == 0 {
+		close(g.ended)
+	}
+}
+
+func (g *gate) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.active
+}
+
+// shut admits no more sends, and returns a channel that is closed when the last one has left.
+func (g *gate) shut() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.closed = true
+		g.ended = make(chan struct{})
+		if g.active == 0 {
+			close(g.ended)
+		}
+	}
+	return g.ended
+}
+
+// spawn runs f in a goroutine that background waits for, unless ctx has ended.
+func (g *gate) spawn(ctx context.Context, f func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if ctx.Err() != nil {
+		return false
+	}
+	g.bg++
+	go func() {
+		defer g.done()
+		f()
+	}()
+	return true
+}
+
+func (g *gate) done() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.bg--; g.bg == 0 && g.bgDone != nil {
+		close(g.bgDone)
+		g.bgDone = nil
+	}
+}
+
+// background returns a channel that is closed when no goroutine of the pool is left.
+func (g *gate) background() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.bg == 0 {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	if g.bgDone == nil {
+		g.bgDone = make(chan struct{})
+	}
+	return g.bgDone
+}

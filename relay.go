@@ -1,0 +1,62 @@
+package smtplb
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/breaker"
+	"github.com/smtplb/smtplb/internal/session"
+)
+
+// relay is a configured Relay at work. Its fields don't change after New but for the atomics and what has a lock of its own.
+type relay struct {
+	pool       *Pool
+	index      int // in Pool.relays, and the number of its lane
+	configured int // in Config.Relays
+	name       string
+	weight     int
+	limit      int // connections; 0: none
+	session    *session.Config
+	breaker    *breaker.Breaker
+
+	apart         apart
+	cooledUntil   atomic.Int64 // Unix nanoseconds
+	finalTimeouts atomic.Int32 // in a row
+	offers        atomic.Pointer[offer]
+	counts        relayCounts
+}
+
+// Name, Weight, InFlight and Limit make a relay a RelayView.
+func (r *relay) Name() string    { return r.name }
+func (r *relay) Weight() float64 { return float64(r.weight) }
+func (r *relay) InFlight() int   { return r.pool.conns.Held(r.index) }
+func (r *relay) Limit() int      { return r.limit }
+
+// offer is what a relay offered in its last EHLO.
+type offer struct {
+	session.Extensions
+	at time.Time
+}
+
+// offerAge is how long an offer is believed. Afterwards the relay is asked again: it may have been given more since.
+const offerAge = 10 * time.Minute
+
+// incapable reports whether the relay is known, from its last EHLO, not to offer what d needs.
+func (r *relay) incapable(d *delivery) bool {
+	x := r.offers.Load()
+	if x == nil {
+		return false
+	}
+	lacks := d.msg.utf8 && !x.SMTPUTF8 ||
+		d.msg.eightBit && !x.EightBitMIME ||
+		x.Size > 0 && (d.msg.size > x.Size || d.larger && x.Size <= d.tooLargeFor) ||
+		d.env.RequireAll && x.RcptMax > 0 && len(d.rcpts) > x.RcptMax
+	return lacks && time.Since(x.at) < offerAge
+}
+
+// tier is the relays of one Relay.Tier: a range of Pool.relays.
+type tier struct {
+	first, n int
+	number   int // Relay.Tier
+	picker   Picker
+}

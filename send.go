@@ -1,0 +1,258 @@
+package smtplb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/smtp"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/breaker"
+	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/reply"
+	"github.com/smtplb/smtplb/internal/session"
+	"github.com/wneessen/go-mail"
+)
+
+// This file is the way of a message, from top to bottom: Deliver makes it ready, run takes it from relay to relay, turn finds
+// a relay with a free connection, and attempt (in attempt.go) hands it over.
+
+// Send renders a go-mail message once, and delivers it to its To, Cc and Bcc recipients. See Deliver for what is returned. Where a retry of
+// what was deferred is wanted, use NewEnvelope and Deliver. msg is not touched after Send has returned.
+func (p *Pool) Send(ctx context.Context, msg *mail.Msg) (*Receipt, error) {
+	e, err := addressed(msg)
+	if err != nil {
+		return nil, err
+	}
+	return p.Deliver(ctx, e)
+}
+
+// SendMail has the signature of net/smtp.SendMail and can take its place. It does not look at addr and a: where mail goes, and how to
+// authenticate there, is the pool's configuration.
+//
+// As with net/smtp, from may be "" (the null sender), a refused recipient refuses the message for all of them, lone LFs become CRLF, and
+// errors.As finds the relay's refusal as a *textproto.Error. Unlike there, addresses are checked against RFC 5321's grammar before anything is sent, TLS is as
+// the relays say, a message is sent over another relay where one fails, and nothing is sent twice. It waits as long as it must: for a
+// limit use Deliver.
+func (p *Pool) SendMail(addr string, a smtp.Auth, from string, to []string, msg []byte) error {
+	if from == "" {
+		from = "<>"
+	}
+	_, err := p.Deliver(context.Background(), &Envelope{From: from, To: to, Body: Bytes(msg), RequireAll: true, LineEndings: LineEndingsLenient})
+	return err
+}
+
+// Deliver hands one message to a relay for each recipient, trying others where that is safe, and tells what became of every recipient. It
+// neither changes nor keeps e.
+//
+// The error is nil if, and only if, a relay accepted the message for every recipient. It is an *EnvelopeError, with a nil Receipt, where e can't be sent
+// by any relay; and a *SendError with the Receipt otherwise.
+//
+// Deliver ends with ctx before the commit point (the moment from which a relay may have accepted the message), and at most 5 s later after it. With less than a fifth
+// of the context's time left, or 5 s if that is less, it doesn't begin to commit and tries no other relay.
+func (p *Pool) Deliver(ctx context.Context, e *Envelope) (*Receipt, error) {
+	if e == nil {
+		return nil, &EnvelopeError{Field: "Envelope", Reason: "is nil"}
+	}
+	admitted := p.gate.enter()
+	if admitted {
+		defer p.gate.leave()
+	}
+	d := newDelivery(p, e)
+	defer d.free()
+	if err := d.checkAddresses(); err != nil {
+		return nil, err
+	}
+	var cause error
+	if !admitted {
+		cause = ErrClosed
+	} else if cause = d.readBody(ctx, p.maxSize); cause == nil {
+		cause = p.run(ctx, d)
+	} else if !errors.Is(cause, ErrTemporary) {
+		return nil, cause // the envelope is at fault
+	}
+	receipt, err := d.finish(cause)
+	p.report(ctx, receipt, err)
+	return receipt, err
+}
+
+// run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
+func (p *Pool) run(ctx context.Context, d *delivery) error {
+	d.limit(ctx)
+	for d.pending > 0 && len(d.receipt.Attempts) < d.maxAttempts {
+		if len(d.receipt.Attempts) > 0 {
+			if d.late(time.Now()) { // no failover in the last fifth of the caller's time
+				return context.DeadlineExceeded
+			}
+			p.failovers.Add(1)
+		}
+		waiting := time.Now()
+		t, permit, err := p.turn(ctx, d)
+		if err != nil || t == nil {
+			return err
+		}
+		p.attempt(ctx, d, t, permit, time.Since(waiting))
+	}
+	return nil
+}
+
+// turn finds a relay that may take d, and waits for a free connection slot on it. Where every relay that may has been tried it returns
+// neither a turn nor an error.
+func (p *Pool) turn(ctx context.Context, d *delivery) (*connpool.Turn[*session.Conn], breaker.Permit, error) {
+	clear(d.denied)
+	for {
+		if ctx.Err() != nil {
+			return nil, breaker.Permit{}, contextError(ctx)
+		}
+		tier := d.choose()
+		if tier == nil {
+			return nil, breaker.Permit{}, d.nobody()
+		}
+		var t *connpool.Turn[*session.Conn]
+		ok := false
+		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip}
+		if i := tier.picker.Pick(info); i >= 0 && i < tier.n && d.lanes.Has(tier.first+i) {
+			t, ok = p.conns.Try(tier.first + i)
+		}
+		if !ok { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours
+			var err error
+			t, err = p.conns.Wait(ctx, d.lanes)
+			switch {
+			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
+				d.denied.addAll(d.lanes)
+				continue
+			case errors.Is(err, connpool.ErrClosed):
+				return nil, breaker.Permit{}, ErrClosed
+			case err != nil:
+				return nil, breaker.Permit{}, contextError(ctx)
+			}
+		}
+		r := p.relays[t.Lane()]
+		permit, ok := r.breaker.Allow()
+		if ok {
+			return t, permit, nil
+		}
+		t.Put(0) // its breaker opened, or let another probe through, between the choice and now
+		r.sync()
+		d.denied.add(r.index)
+	}
+}
+
+// choose fills in d.lanes, the relays that may take d now, and d.skip, the same as the picker of their tier wants it. Relays that are cooling down, or that
+// refused this sender a moment ago, come in only where no tier has another. nil: nobody may.
+func (d *delivery) choose() *tier {
+	p := d.pool
+	clear(d.lanes)
+	if r := p.byName[d.prefer]; r != nil && d.may(r) {
+		d.lanes.add(r.index)
+		d.candidates = 0
+		for _, r := range p.relays {
+			if d.may(r) {
+				d.candidates++
+			}
+		}
+		return d.mask(p.tierOf(r))
+	}
+	now := time.Now().UnixNano()
+	for _, soft := range [...]bool{false, true} {
+		var chosen *tier
+		d.candidates = 0
+		for ti := range p.tiers {
+			t := &p.tiers[ti]
+			for i := t.first; i < t.first+t.n; i++ {
+				r := p.relays[i]
+				if !d.may(r) || !soft && (r.cooling(now) || r.apart.has(d.msg.fromDomain)) {
+					continue
+				}
+				d.candidates++
+				if chosen == nil || chosen == t {
+					chosen = t
+					d.lanes.add(i)
+				}
+			}
+		}
+		if chosen != nil {
+			return d.mask(chosen)
+		}
+	}
+	return nil
+}
+
+// may reports whether r could take d now.
+func (d *delivery) may(r *relay) bool {
+	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.breaker.Ready() && !r.incapable(d)
+}
+
+// mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
+func (d *delivery) mask(t *tier) *tier {
+	d.skip = d.skipBuf[:words(t.n)]
+	for w := range d.skip {
+		d.skip[w] = ^uint64(0)
+	}
+	for i := range t.n {
+		if d.lanes.Has(t.first+i) && d.pool.conns.Free(t.first+i) {
+			d.skip.remove(i)
+		}
+	}
+	return t
+}
+
+func (p *Pool) tierOf(r *relay) *tier {
+	for i := range p.tiers {
+		if t := &p.tiers[i]; r.index < t.first+t.n {
+			return t
+		}
+	}
+	return nil
+}
+
+// nobody tells why choose found no relay: nil where all were tried or can't take such a message, so that their words decide.
+func (d *delivery) nobody() error {
+	untried := false
+	now := time.Now()
+	for _, r := range d.pool.relays {
+		if d.tried.Has(r.index) || r.incapable(d) {
+			continue
+		}
+		untried = true
+		wait := retrySoon
+		if at := r.breaker.RetryAt(); !at.IsZero() {
+			wait = max(at.Sub(now), time.Second)
+		}
+		if d.retryAfter == 0 || wait < d.retryAfter {
+			d.retryAfter = wait
+		}
+	}
+	if untried {
+		return ErrNoRelay
+	}
+	return nil
+}
+
+// contextError is why ctx ended: its error, and its cause where that says more.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == cause {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
+
+// report tells hooks and log how a send ended.
+func (p *Pool) report(ctx context.Context, r *Receipt, err error) {
+	p.sends.Add(1)
+	if p.logger != nil {
+		level, attrs := slog.LevelDebug, []slog.Attr{slog.Any("receipt", r)}
+		if err != nil {
+			level, attrs = slog.LevelWarn, append(attrs, slog.String("error", err.Error()))
+		}
+		p.log(ctx, level, "sent", attrs...)
+	}
+	if p.hooks.Done != nil {
+		p.hooks.Done(ctx, r, err)
+	}
+}
+
+// stageName is a session's stage for callers.
+func stageName(s reply.Stage) Stage { return Stage(s.String()) }
