@@ -1,0 +1,49 @@
+# Everything that is done with this repository; `make` alone lists it.
+
+GO       ?= go
+FUZZTIME ?= 30s
+LINT      = GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
+
+.DEFAULT_GOAL := help
+.PHONY: help test race lint vet fuzz cover quickstart e2e ci
+
+help: ## list the targets
+	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 12
+
+test: ## the tests of the library
+	$(GO) test ./...
+
+race: ## the same with the race detector, in random order
+	$(GO) test -race -shuffle=on ./...
+
+lint: ## golangci-lint; its first build takes minutes
+	$(LINT) run ./...
+	cd e2e && $(LINT) run ./...
+
+vet: ## go vet for other systems
+	GOOS=windows $(GO) vet ./...
+	GOOS=darwin $(GO) vet ./...
+	GOOS=freebsd $(GO) vet ./...
+
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@set -e; for dir in $$(grep -rl --include='*_test.go' --exclude-dir=e2e --exclude-dir=bench '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \
+		targets=$$($(GO) test -list '^Fuzz' "$$dir"); \
+		for f in $$(echo "$$targets" | grep '^Fuzz'); do \
+			echo "--- $$dir $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+		done; \
+	done
+
+cover: ## coverage by function in cover.out, its total here
+	$(GO) test -coverpkg=./... -coverprofile=cover.out ./...
+	@$(GO) tool cover -func=cover.out | tail -n 1
+
+quickstart: ## run the first example
+	$(GO) run ./examples/quickstart
+
+e2e: ## send through real Postfix servers; Debian, as root: installs what it needs
+	e2e/install.sh
+	cd e2e && $(GO) test -count=1 -p 1 -timeout 20m -v ./...
+
+ci: ## all that must pass before a change goes in
+	.ci/run
