@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -259,6 +260,68 @@ func TestIdleConnectionMemory(t *testing.T) {
 		t.Errorf("an idle connection holds %.0f bytes of heap, want 2560 at the most", per)
 	}
 	p.Close()
+}
+
+// TestCancelledWaitersLeaveNoMemory: ten thousand sends wait for the one connection, and are cancelled.
+func TestCancelledWaitersLeaveNoMemory(t *testing.T) {
+	const waiters = 10000
+	release, inside := make(chan struct{}), make(chan struct{})
+	p, err := smtplb.New(smtplb.Config{
+		Relays: []smtplb.Relay{{Addr: sink(t), TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: 1}}},
+		Hooks: smtplb.Hooks{AttemptStart: func(context.Context, smtplb.AttemptInfo) func(smtplb.Attempt) {
+			inside <- struct{}{}
+			<-release
+			return nil
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	first := make(chan error)
+	go func() {
+		_, err := p.Deliver(t.Context(), benchEnvelope())
+		first <- err
+	}()
+	<-inside
+	crowd := func() {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range waiters {
+			wg.Go(func() {
+				if _, err := p.Deliver(ctx, benchEnvelope()); !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			})
+		}
+		for p.Stats().Waiting < waiters {
+			runtime.Gosched()
+		}
+		cancel()
+		wg.Wait()
+	}
+	crowd() // what is made once (goroutine stacks, map buckets) is not counted
+	goroutines, before := runtime.NumGoroutine(), heap()
+	crowd()
+	if grown := int64(heap()) - int64(before); grown > 100<<10 && !raceEnabled {
+		t.Errorf("%d cancelled sends left %d bytes behind", waiters, grown)
+	}
+	for range 1000 { // goroutines that were told to end have a moment
+		if runtime.NumGoroutine() <= goroutines {
+			break
+		}
+		runtime.Gosched()
+	}
+	if n := runtime.NumGoroutine(); n > goroutines {
+		t.Errorf("%d goroutines, %d before", n, goroutines)
+	}
+	if s := p.Stats(); s.Waiting != 0 || s.InFlight != 1 || s.Relays[0].InFlight != 1 {
+		t.Errorf("%+v", s)
+	}
+	close(release)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
 }
 
 // heap is what is in use after everything that can be freed was.
