@@ -61,6 +61,7 @@ func (c *Conn) authenticate(ctx context.Context, refused error) *End {
 
 // converse sends lines and answers challenges until the relay has decided.
 func (c *Conn) converse(auth smtp.Auth, scram bool, line string) *End {
+	first := false  // the server's first message, with its salt, was answered
 	signed := false // the server proved that it knows the password
 	for range maxAuthSteps {
 		r, end := c.command(reply.StageAuth, c.cfg.Timeouts.Auth, line)
@@ -84,8 +85,12 @@ func (c *Conn) converse(auth smtp.Auth, scram bool, line string) *End {
 			return c.refused(r)
 		}
 		challenge, err := base64.StdEncoding.DecodeString(strings.TrimSpace(r.Text))
-		if err == nil && scram {
-			err = checkSCRAM(challenge)
+		if err != nil {
+			return c.give(reply.FailMalformed, errors.New("the relay's challenge is not base64"))
+		}
+		if scram {
+			err = checkSCRAM(challenge, first)
+			first = first || bytes.HasPrefix(challenge, []byte("r="))
 		}
 		var response []byte
 		if err == nil {
@@ -113,7 +118,10 @@ func encodeSASL(b []byte) string {
 	return base64.StdEncoding.EncodeToString(b)
 }
 
-func checkSCRAM(challenge []byte) error {
+func checkSCRAM(challenge []byte, first bool) error {
+	if bytes.HasPrefix(challenge, []byte("v=")) && !first { // go-mail would check it against a key that anybody knows
+		return errors.New("the relay's SCRAM signature came before its challenge")
+	}
 	if !bytes.HasPrefix(challenge, []byte("r=")) {
 		return nil
 	}
@@ -137,7 +145,13 @@ func (c *Conn) mechanism(ctx context.Context, refused error) (smtp.Auth, *End) {
 			err = errors.New("the Auth function returned neither an Auth nor an error")
 		}
 		if err != nil {
-			return nil, c.give(reply.FailAuth, err)
+			switch ended := ctx.Err(); {
+			case errors.Is(ended, context.DeadlineExceeded):
+				return nil, c.give(reply.FailDeadline, contextError(ctx))
+			case ended != nil:
+				return nil, c.give(reply.FailCanceled, contextError(ctx))
+			}
+			return nil, c.give(reply.FailToken, err)
 		}
 		c.begin(reply.StageAuth, c.cfg.Timeouts.Auth) // fetching a token is not the relay's time
 		return netAuth{a}, nil

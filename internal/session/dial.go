@@ -13,16 +13,12 @@ import (
 )
 
 // Dial opens a conversation as far as a transaction needs it: connect, TLS, banner, EHLO, STARTTLS, AUTH. It ends with ctx, and
-// at cut where that is not zero. refused is handed to Config.Auth: it is the relay's refusal of the credentials that Auth gave
+// at cut where that is not zero; total is the length of the caller's time, 0 for no limit. refused is handed to Config.Auth: it is the relay's refusal of the credentials that Auth gave
 // the last time. Exactly one of the connection and the End is nil; nothing is left open behind an End.
-func Dial(ctx context.Context, cfg *Config, cut time.Time, refused error) (*Conn, *End, Timings) {
+func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, refused error) (*Conn, *End, Timings) {
 	var t Timings
 	c := &Conn{cfg: cfg}
 	begun := time.Now()
-	var total time.Duration
-	if d, ok := ctx.Deadline(); ok {
-		total = d.Sub(begun)
-	}
 	c.spend(cut, total)
 	if end := c.connect(ctx); end != nil {
 		t.Dial = time.Since(begun)
@@ -73,6 +69,9 @@ func (c *Conn) connect(ctx context.Context) *End {
 		err = contextError(ctx)
 	}
 	if err != nil {
+		if d, ok := ctx.Deadline(); ok && isTimeout(err) && !time.Now().Before(d) {
+			<-ctx.Done() // the dialler saw the caller's deadline a moment before the context's own timer
+		}
 		if ctx.Err() != nil {
 			c.stopped = contextError(ctx)
 		}

@@ -22,31 +22,34 @@ func (c *Conn) Alive() bool {
 	}
 	// What was in use a moment ago is not looked at: should the relay have hung up since, that shows before anything is lost, and costs a
 	// free redial as any stale connection does.
-	return time.Since(c.start) < freshFor || c.probe(true)
+	return time.Since(c.start) < freshFor || c.probe(0)
 }
 
 // freshFor is how long after the last command's start a connection counts as just used.
 const freshFor = 10 * time.Millisecond
 
-// probe reports whether the connection is open and silent. Whatever it has to read on the way is kept for the next Read.
-func (c *Conn) probe(idle bool) bool {
+// probe reports whether the connection is open and silent. Whatever it has to read on the way is kept for the next Read. Where the socket can't be
+// looked into it waits for as long as patience for something to come; 0: such a connection counts as silent.
+func (c *Conn) probe(patience time.Duration) bool {
 	state := c.prober.look()
 	switch {
 	case state == socketDead:
 		return false
+	case state == socketUnknown && patience > 0:
+		return c.silent(time.Now().Add(patience))
 	case !c.secured:
 		return state != socketData
 	case state == socketData:
 		// Session tickets, or a reply: only crypto/tls can tell.
-		return c.silentTLS(time.Now().Add(2 * time.Millisecond))
-	case idle:
-		// A 421 may sit inside crypto/tls, in one segment with the last reply, while the socket looks empty.
-		return c.silentTLS(aLongTimeAgo)
+		return c.silent(time.Now().Add(2 * time.Millisecond))
+	default:
+		// A reply may sit inside crypto/tls, in one segment with the last one, while the socket looks empty.
+		return c.silent(aLongTimeAgo)
 	}
-	return true
 }
 
-func (c *Conn) silentTLS(deadline time.Time) bool {
+// silent reads until the deadline, and reports whether nothing came.
+func (c *Conn) silent(deadline time.Time) bool {
 	c.setDeadline(deadline)
 	n, err := c.nc.Read(c.pre[:])
 	c.npre = n

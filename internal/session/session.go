@@ -136,6 +136,9 @@ func (c *Conn) Extensions() *Extensions { return &c.ext }
 // Secured reports whether the conversation runs over TLS.
 func (c *Conn) Secured() bool { return c.secured }
 
+// Discard makes the connection one that must not be used again.
+func (c *Conn) Discard() { c.broken = true }
+
 // Reusable reports whether another transaction may be tried.
 func (c *Conn) Reusable() bool { return !c.broken }
 

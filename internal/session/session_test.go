@@ -40,7 +40,7 @@ func secure(cfg *session.Config, s *smtptest.Server, how session.TLS) {
 
 func dial(t *testing.T, cfg *session.Config) *session.Conn {
 	t.Helper()
-	c, end, _ := session.Dial(t.Context(), cfg, time.Time{}, nil)
+	c, end, _ := session.Dial(t.Context(), cfg, time.Time{}, 0, nil)
 	if end != nil {
 		t.Fatalf("Dial: %v %v %v %v", end.Stage, end.Reply, end.Failure, end.Err)
 	}
@@ -192,7 +192,7 @@ func TestAuth(t *testing.T) {
 					cfg := config(n)
 					secure(cfg, s, session.TLSStart)
 					cfg.Username, cfg.Password, cfg.Mechanisms = "user", pass, []string{mech}
-					c, end, _ := session.Dial(t.Context(), cfg, time.Time{}, nil)
+					c, end, _ := session.Dial(t.Context(), cfg, time.Time{}, 0, nil)
 					if pass == "wrong" {
 						if end == nil || end.Stage != reply.StageAuth || end.Reply.Code != 535 {
 							t.Fatalf("a wrong password: %+v", end)
@@ -226,7 +226,7 @@ func TestScramChecksTheServer(t *testing.T) {
 				cfg := config(n)
 				secure(cfg, s, session.TLSStart)
 				cfg.Username, cfg.Password = "user", "secret"
-				_, end, _ := session.Dial(t.Context(), cfg, time.Time{}, nil)
+				_, end, _ := session.Dial(t.Context(), cfg, time.Time{}, 0, nil)
 				if end == nil || end.Stage != reply.StageAuth || end.Failure != reply.FailAuth {
 					t.Fatalf("%+v", end)
 				}
@@ -241,7 +241,7 @@ func TestCredentialsStayHome(t *testing.T) {
 		defer s.Close()
 		cfg := config(n)
 		cfg.Username, cfg.Password = "user", "secret"
-		_, end, _ := session.Dial(t.Context(), cfg, time.Time{}, nil)
+		_, end, _ := session.Dial(t.Context(), cfg, time.Time{}, 0, nil)
 		if end == nil || end.Failure != reply.FailAuth {
 			t.Fatalf("without TLS: %+v", end)
 		}
@@ -298,7 +298,7 @@ func TestDialFailures(t *testing.T) {
 				if test.cfg != nil {
 					test.cfg(cfg, s)
 				}
-				c, end, _ := session.Dial(t.Context(), cfg, time.Time{}, nil)
+				c, end, _ := session.Dial(t.Context(), cfg, time.Time{}, 0, nil)
 				if c != nil {
 					c.Close()
 				}
@@ -319,13 +319,13 @@ func TestDialFailures(t *testing.T) {
 
 func TestNobodyListens(t *testing.T) {
 	bubble(t, func(t *testing.T, n *smtptest.Network) {
-		_, end, _ := session.Dial(t.Context(), config(n), time.Time{}, nil)
+		_, end, _ := session.Dial(t.Context(), config(n), time.Time{}, 0, nil)
 		if end == nil || end.Stage != reply.StageDial || end.Failure != reply.FailConnect {
 			t.Fatalf("%+v", end)
 		}
 		n.Blackhole(addr, true)
 		begun := time.Now()
-		_, end, _ = session.Dial(t.Context(), config(n), time.Time{}, nil)
+		_, end, _ = session.Dial(t.Context(), config(n), time.Time{}, 0, nil)
 		if end == nil || end.Failure != reply.FailTimeout || time.Since(begun) != session.DefaultTimeouts.Dial {
 			t.Fatalf("%+v after %v", end, time.Since(begun))
 		}

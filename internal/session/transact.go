@@ -101,6 +101,8 @@ func (c *Conn) lacks(tx *Transaction) error {
 		return errors.New("the relay does not offer SMTPUTF8 (RFC 6531), which an address or a header needs")
 	case tx.EightBit && !c.ext.EightBitMIME:
 		return errors.New("the relay does not offer 8BITMIME (RFC 6152), which the body needs")
+	case tx.All && c.ext.RcptMax > 0 && len(tx.To) > c.ext.RcptMax:
+		return fmt.Errorf("the relay takes %d recipients at a time (LIMITS, RFC 9422), and all %d must go together", c.ext.RcptMax, len(tx.To))
 	case c.ext.Size > 0 && tx.Size > c.ext.Size:
 		return fmt.Errorf("the message has %d bytes, the relay takes %d (SIZE, RFC 1870)", tx.Size, c.ext.Size)
 	}
@@ -113,22 +115,36 @@ type transaction struct {
 	tx    *Transaction
 	res   *Result
 	buf   []byte
-	taken int // recipients that got a 2xx
+	taken int       // recipients that got a 2xx
+	begun bool      // writing the body has begun
+	clock time.Time // when the part that is measured began
 }
 
 func (t *transaction) run() *End {
-	begun := time.Now()
+	t.clock = time.Now()
 	var end *End
 	if t.c.ext.Pipelining {
 		end = t.pipelined()
 	} else {
 		end = t.stepwise()
 	}
-	t.res.Timings.Envelope = time.Since(begun)
-	if end != nil {
-		return end
+	if end == nil {
+		end = t.body()
 	}
-	return t.body()
+	if d := time.Since(t.clock); t.res.Timings.Envelope == 0 {
+		t.res.Timings.Envelope = d
+	} else if t.res.Timings.Body == 0 {
+		t.res.Timings.Body = d
+	} else {
+		t.res.Timings.Final = d
+	}
+	return end
+}
+
+// lap notes, in one of the Timings, how long the part took that is over now. The clock was read when the next part's stage began.
+func (t *transaction) lap(part *time.Duration) {
+	*part = max(t.c.start.Sub(t.clock), 1)
+	t.clock = t.c.start
 }
 
 // Mode b: [RSET] MAIL RCPT… DATA in one write, as far as the bounds go, then all the replies (RFC 2920).
@@ -140,12 +156,17 @@ func (t *transaction) pipelined() *End {
 	}
 	for next := 0; next <= last; {
 		first := next
-		reset := c.needReset && first == 0
+		if c.rd.Buffered() > 0 {
+			c.stage = t.stageOf(first)
+			return c.give(reply.FailOutOfStep, errUnasked)
+		}
+		reset, most := c.needReset && first == 0, maxGroupCommands
 		t.buf = t.buf[:0]
 		if reset {
 			t.buf = append(t.buf, "RSET\r\n"...)
+			most--
 		}
-		for ; next <= last && next-first < maxGroupCommands; next++ {
+		for ; next <= last && next-first < most; next++ {
 			mark := len(t.buf)
 			t.appendCommand(next)
 			if len(t.buf) > maxGroupBytes && next > first {
@@ -218,6 +239,10 @@ func (t *transaction) stepwise() *End {
 
 // data sends DATA alone and reads its reply.
 func (t *transaction) data() *End {
+	if t.c.rd.Buffered() > 0 {
+		t.c.stage = reply.StageData
+		return t.c.give(reply.FailOutOfStep, errUnasked)
+	}
 	t.buf = append(t.buf[:0], "DATA\r\n"...)
 	t.c.begin(reply.StageData, t.c.cfg.Timeouts.Data)
 	if end := t.send(reply.StageData); end != nil {
@@ -391,7 +416,6 @@ func (t *transaction) dataReply(r reply.Reply) *End {
 // body writes the message and its terminator, and reads the reply to it.
 func (t *transaction) body() *End {
 	c := t.c
-	begun := time.Now()
 	rest := t.tx.Body
 	c.stage = reply.StageBody
 	for len(rest)+len(terminator) > writeSize {
@@ -399,19 +423,25 @@ func (t *transaction) body() *End {
 		if len(rest) == n {
 			n-- // something must be left to ride with the terminator
 		}
-		if end := t.early(true); end != nil {
+		if end := t.early(); end != nil {
 			return end
 		}
 		c.begin(reply.StageBody, c.cfg.Timeouts.Body)
+		if len(rest) == len(t.tx.Body) {
+			t.lap(&t.res.Timings.Envelope)
+		}
 		if _, err := c.nc.Write(rest[:n]); err != nil {
 			return t.writeFailed(err)
 		}
 		rest = rest[n:]
 	}
-	if end := t.early(len(rest) < len(t.tx.Body)); end != nil {
+	if end := t.early(); end != nil {
 		return end
 	}
 	c.begin(reply.StageBody, c.cfg.Timeouts.Body)
+	if len(rest) == len(t.tx.Body) {
+		t.lap(&t.res.Timings.Envelope)
+	}
 	if !t.tx.CommitBy.IsZero() && !c.start.Before(t.tx.CommitBy) {
 		return c.give(reply.FailDeadline, fmt.Errorf("too little of the caller's time is left to commit: %w", context.DeadlineExceeded))
 	}
@@ -419,7 +449,6 @@ func (t *transaction) body() *End {
 	if err := t.writeLast(t.buf, len(rest)); err != nil {
 		return t.writeFailed(err)
 	}
-	t.res.Timings.Body = time.Since(begun)
 	return t.final()
 }
 
@@ -440,10 +469,15 @@ func (t *transaction) writeLast(b []byte, dot int) error {
 }
 
 // early looks for a reply that came before the terminator was written. Taking it for the final one would report an answer to a
-// message that the relay doesn't have. The socket is looked into only where time has passed since the 354.
-func (t *transaction) early(socket bool) *End {
+// message that the relay doesn't have. So it is looked for in our buffer, in crypto/tls's and in the kernel's.
+func (t *transaction) early() *End {
 	c := t.c
-	if c.rd.Buffered() == 0 && c.npre == 0 && (!socket || c.probe(false)) {
+	patience := time.Duration(0)
+	if t.begun {
+		patience = time.Millisecond
+	}
+	t.begun = true
+	if c.rd.Buffered() == 0 && c.npre == 0 && c.probe(patience) {
 		return nil
 	}
 	c.begin(reply.StageBody, salvageTime)
@@ -482,8 +516,8 @@ func (t *transaction) writeFailed(err error) *End {
 
 func (t *transaction) final() *End {
 	c := t.c
-	begun := time.Now()
-	defer func() { t.res.Timings.Final = time.Since(begun) }()
+	c.begin(reply.StageFinal, c.cfg.Timeouts.Final)
+	t.lap(&t.res.Timings.Body)
 	r, end := c.expect(reply.StageFinal, c.cfg.Timeouts.Final)
 	if end != nil {
 		return end

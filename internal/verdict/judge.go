@@ -88,6 +88,8 @@ func judgeFailure(f Fact) Verdict {
 		v.Blame = ConfigFault // it won't mend itself; never plain text instead
 	case reply.FailAuth:
 		v.Blame = AuthFault
+	case reply.FailToken: // not the relay's fault; another relay's credentials may come from elsewhere
+		v.Blame = NotCounted
 	case reply.FailCapability:
 		switch f.Stage {
 		case reply.StageAuth: // no AUTH, or no mechanism in common: the credentials can't be used here
