@@ -96,7 +96,7 @@ func (a *attempt) run(ctx context.Context) {
 			a.rest(v)
 			return
 		}
-		if !a.conn.Reusable() && a.more() { // it took these and hung up
+		if (!a.conn.Reusable() || a.spent()) && a.more() { // it took these, and takes no more on this connection
 			a.drop()
 			if end := a.dial(ctx); end != nil {
 				a.failed(end)
@@ -110,6 +110,12 @@ func (a *attempt) run(ctx context.Context) {
 // it left unknown: it has spoken on the others.
 func (a *attempt) owes(x *recipient) bool {
 	return x.outcome == 0 && x.attempt != a.number && (x.ambiguous || !a.repeat)
+}
+
+// spent reports whether the connection has carried as many messages as it may.
+func (a *attempt) spent() bool {
+	uses, most := a.conn.Uses(), a.conn.Extensions().MailMax
+	return most > 0 && uses >= most || a.relay.maxUses > 0 && uses >= a.relay.maxUses
 }
 
 // more reports whether recipients are left that this attempt has not offered.
@@ -144,9 +150,9 @@ func (a *attempt) dial(ctx context.Context) *session.End {
 	ctx, cancel := context.WithCancelCause(ctx) // Close ends dialling too
 	defer cancel(nil)
 	defer context.AfterFunc(a.pool.ctx, func() { cancel(ErrClosed) })()
-	conn, end, timings := session.Dial(ctx, a.relay.session, a.cut, nil)
+	conn, end, timings := session.Dial(ctx, a.relay.session, a.cut, a.d.total, nil)
 	if end != nil && end.Stage == reply.StageAuth && end.Reply.Permanent() && a.relay.session.Auth != nil {
-		conn, end, timings = session.Dial(ctx, a.relay.session, a.cut, a.error(end))
+		conn, end, timings = session.Dial(ctx, a.relay.session, a.cut, a.d.total, a.error(end))
 	}
 	t := &a.record.Timings
 	t.Dial, t.TLS, t.Hello, t.Auth = timings.Dial, timings.TLS, timings.Hello, timings.Auth
@@ -236,7 +242,7 @@ func (a *attempt) settle(end verdict.Verdict) {
 		a.record.Err = endErr
 	}
 	a.record.Stage = stageName(res.End.Stage)
-	if d.env.RequireAll && refusedAll(&res.End) {
+	if d.env.RequireAll && end.Move != verdict.Accepted && a.anyRefused() {
 		a.settleAll()
 		return
 	}
@@ -256,6 +262,7 @@ func (a *attempt) settle(end verdict.Verdict) {
 		fact := verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused}
 		v := verdict.Judge(fact)
 		a.blame = worse(a.blame, v.Blame)
+		a.need(v)
 		if v.Move == verdict.Again {
 			if end.Move == verdict.Accepted { // the relay took the others: the rest in another transaction
 				d.rcpts[i].attempt = 0
@@ -274,6 +281,17 @@ func (a *attempt) settle(end verdict.Verdict) {
 	}
 }
 
+// anyRefused reports whether the relay refused a recipient by name.
+func (a *attempt) anyRefused() bool {
+	res := &a.d.res
+	for _, said := range res.Rcpts {
+		if said.Permanent() || said.Temporary() && !(said.Code == 421 && res.End.Reply.Code == 421) {
+			return true
+		}
+	}
+	return false
+}
+
 // settleAll is settle for RequireAll when a recipient was refused: all take the class of the gravest refusal.
 func (a *attempt) settleAll() {
 	d, res := a.d, &a.d.res
@@ -283,6 +301,7 @@ func (a *attempt) settleAll() {
 		if said := res.Rcpts[n]; said.Temporary() || said.Permanent() {
 			w := verdict.Judge(verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused})
 			a.blame = worse(a.blame, w.Blame)
+			a.need(w)
 			if w.Move == verdict.Again { // one transaction is all there may be
 				w.Move = verdict.NextRelay
 			}
@@ -306,6 +325,9 @@ func (a *attempt) need(v verdict.Verdict) {
 		if x := a.relay.offers.Load(); x != nil {
 			a.d.tooLargeFor = max(a.d.tooLargeFor, x.Size)
 		}
+	}
+	if v.Discard && a.conn != nil {
+		a.conn.Discard()
 	}
 	if v.Apart {
 		a.relay.apart.add(a.d.msg.fromDomain, time.Now())

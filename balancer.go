@@ -22,9 +22,10 @@ type Picker interface {
 
 // PickInfo is what a Picker may go by.
 type PickInfo struct {
-	From   string // the envelope's sender, canonical; "" for the null sender
-	Domain string // the first recipient's domain, lower case, A-labels
-	Skip   Bitset // relays that can't be taken now: tried already, sick, without a free connection. Valid during the call only
+	From    string // the envelope's sender, canonical; "" for the null sender
+	Domain  string // the first recipient's domain, lower case, A-labels
+	Attempt int    // from 1: a failover must not use up a relay's place in a sequence
+	Skip    Bitset // relays that can't be taken now: tried already, sick, without a free connection. Valid during the call only
 }
 
 // Bitset is a set of small numbers: bit i%64 of word i/64.
@@ -86,8 +87,10 @@ type tablePicker struct {
 }
 
 func (p *tablePicker) Pick(info PickInfo) int {
-	if i := p.table.Next(); !info.Skip.Has(i) {
-		return i
+	if info.Attempt <= 1 {
+		if i := p.table.Next(); !info.Skip.Has(i) {
+			return i
+		}
 	}
 	return balance.DrawAmong(p.weights, info.Skip)
 }

@@ -87,7 +87,7 @@ type Relay struct {
 	Timeouts Timeouts
 	// IgnoreEHLO are EHLO keywords that are treated as not offered, such as "PIPELINING" for a relay whose pipelining is broken.
 	IgnoreEHLO []string
-	// LocalAddr is the address that connections come from ("192.0.2.1"). Default: the system chooses. Not used with Dial.
+	// LocalAddr is the address that connections come from ("192.0.2.1"). Default: the system chooses. It goes without a Dial function.
 	LocalAddr string
 	// Dial opens this relay's connections. Default: Config.Dial.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -167,7 +167,7 @@ type Timeouts struct {
 	TLS      time.Duration // STARTTLS and the handshake; default 15 s
 	Greeting time.Duration // the banner, and each of EHLO and AUTH's steps; default 30 s
 	Command  time.Duration // each reply to MAIL, RCPT and DATA; default 60 s
-	Body     time.Duration // writing the message, without progress; default 30 s
+	Body     time.Duration // writing the message, for each 64 KiB of it; default 30 s
 	Final    time.Duration // the reply to the message; default 10 min (RFC 5321 §4.5.3.2.6); what comes later is Unknown
 }
 
@@ -192,7 +192,7 @@ func (t Timeouts) session() session.Timeouts {
 	return s
 }
 
-// String returns the relay as a URL for ParseRelay, with the password replaced.
+// String returns the relay in the form of a URL as ParseRelay takes it, with the password replaced.
 func (r Relay) String() string { return r.redactedURL() }
 
 // GoString is String.
@@ -257,10 +257,13 @@ func (c *Config) validate() ([]*session.Config, error) {
 		r, path := &c.Relays[i], fmt.Sprintf("Relays[%d]", i)
 		sessions[i] = r.validate(path, &f)
 		sessions[i].LocalName = local
-		if sessions[i].Dial == nil {
+		if c.Dial != nil && r.Dial == nil {
 			sessions[i].Dial = c.Dial
+			if r.LocalAddr != "" {
+				f.add(path+".LocalAddr", "goes without Config.Dial, which chooses its own address")
+			}
 		}
-		if first, ok := names[r.name()]; ok && r.Addr != "" {
+		if first, ok := names[r.name()]; ok && r.name() != "" {
 			f.add(path+".Name", "%q is the name of Relays[%d] too", r.name(), first)
 		}
 		names[r.name()] = i
@@ -321,7 +324,9 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 			f.add(path+".LocalAddr", "%q is no IP address", r.LocalAddr)
 		case target.network == "unix":
 			f.add(path+".LocalAddr", "has no meaning for a unix socket")
-		case s.Dial == nil:
+		case r.Dial != nil:
+			f.add(path+".LocalAddr", "goes without Dial, which chooses its own address")
+		default:
 			s.Dial = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0))}).DialContext
 		}
 	}

@@ -129,7 +129,7 @@ func TestConfigRules(t *testing.T) {
 		{"ratio NaN", smtplb.Relay{Breaker: smtplb.Breaker{Ratio: math.NaN()}}, "Breaker.Ratio", "NaN"},
 		{"negative outcomes", smtplb.Relay{Breaker: smtplb.Breaker{MinOutcomes: -1}}, "Breaker.MinOutcomes", "Off"},
 		{"negative open time", smtplb.Relay{Breaker: smtplb.Breaker{OpenFor: -1}}, "Breaker.OpenFor", "Off"},
-		{"negative longest", smtplb.Relay{Breaker: smtplb.Breaker{MaxOpen: -1}}, "Breaker.OpenFor", "Off"},
+		{"negative longest", smtplb.Relay{Breaker: smtplb.Breaker{MaxOpen: -1}}, "Breaker.MaxOpen", "Off"},
 
 		{"TLS 1.1 at most", smtplb.Relay{TLSConfig: &tls.Config{MaxVersion: tls.VersionTLS11}}, "TLSConfig.MaxVersion", "1.2"},
 		{"TLS 1.2 at most", smtplb.Relay{TLSConfig: &tls.Config{MaxVersion: tls.VersionTLS12}}, "", ""},

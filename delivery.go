@@ -250,6 +250,9 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	if all {
 		return r, nil
 	}
+	if d.env.Body.kind == bodyReader && d.raw == nil && errors.As(cause, new(*SourceError)) {
+		r.body = Body{kind: bodySpent}
+	}
 	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.raw != nil && wait > 0 {
 		r.body = Bytes(d.raw)
 	}

@@ -28,7 +28,8 @@ type Envelope struct {
 	Body Body
 	// LineEndings says what becomes of line ends that aren't CRLF. Default: LineEndingsText.
 	LineEndings LineEndings
-	// Prefer names a relay to try first, where it is available: see Receipt.Retry. Unknown names are ignored.
+	// Prefer names a relay to try first: see Receipt.Retry. Where it has no free connection it is waited for, up to 30 s; where it is sick, or unknown, others are
+	// tried at once.
 	Prefer string
 	// RequireAll sends to all recipients, in one transaction, or to none. A relay that takes fewer recipients at once than there are can't be used.
 	RequireAll bool
@@ -58,13 +59,14 @@ const (
 	bodyFile
 	bodyReader
 	bodyMessage
+	bodySpent // a Reader of which a part was read
 )
 
 // Body is where a message comes from: Bytes, File or Reader. It is read once, whole, in the goroutine of the caller, before any relay is tried, so that
 // every attempt sends the same bytes and a source that fails half-way is never mistaken for the end of the message. The
 // zero value is no message, which is an error.
 //
-// The header goes out as it is, Bcc fields included, as with net/smtp. Lines may have 998 bytes (RFC 5322 §2.1.1); NUL is an error. A final line end is added where
+// The header goes out as it is, Bcc fields included, as with net/smtp; that it has a From field, or is there at all, is not looked at. Lines may have 998 bytes (RFC 5322 §2.1.1); NUL is an error. A final line end is added where
 // there is none.
 type Body struct {
 	kind bodyKind
@@ -138,6 +140,12 @@ type message struct {
 // checkAddresses fills d's recipients from the envelope.
 func (d *delivery) checkAddresses() error {
 	e, m := d.env, &d.msg
+	if strings.ContainsFunc(e.ID, isControl) {
+		return &EnvelopeError{Field: "ID", Reason: "has control characters"}
+	}
+	if strings.ContainsFunc(e.Prefer, isControl) {
+		return &EnvelopeError{Field: "Prefer", Reason: "has control characters"}
+	}
 	switch e.From {
 	case "":
 		return &EnvelopeError{Field: "From", Reason: `is empty; the null sender is "<>"`}
@@ -187,6 +195,8 @@ func (b *Body) read(ctx context.Context, limit int64) ([]byte, error) {
 	switch b.kind {
 	case bodyNone:
 		return nil, &EnvelopeError{Field: "Body", Reason: "is missing"}
+	case bodySpent:
+		return nil, &EnvelopeError{Field: "Body", Reason: "its Reader failed half-way, and what is left of it is not the message: set a new Body"}
 	case bodyBytes:
 		if limit > 0 && int64(len(b.b)) > limit {
 			return nil, tooLarge()

@@ -33,8 +33,9 @@ var (
 // errors.Is answers with the classes above: ErrUnknown if any recipient's outcome is unknown; ErrPartial if some were accepted;
 // and only if nobody was accepted and nobody is unknown, ErrPermanent (all failed) or ErrTemporary. So a caller who sends the whole
 // message again on ErrTemporary never sends twice. ErrNoRelay, ErrThrottled and ErrClosed match in addition, where that
-// is why, and so do the errors of the caller's context. errors.As finds the *RelayError of each recipient and attempt, and through it a
-// *textproto.Error.
+// is why, and so do the errors of the caller's context. errors.As finds the *RelayError of each recipient and attempt. It finds a *textproto.Error
+// of class 5 only where the send matches ErrPermanent, one of class 4 where it is worth another try, and none where the outcome is unknown, so that code
+// written for net/smtp, which drops mail on a 5xx, drops none that could still be sent.
 type SendError struct {
 	// RetryAfter is how long to wait before Receipt.Retry's envelope is worth sending: the longest of the deferred recipients'.
 	RetryAfter time.Duration
@@ -119,9 +120,37 @@ func (e *SendError) Is(target error) bool {
 	return false
 }
 
+// As finds the *textproto.Error that goes with the outcome: a 5xx only if every recipient failed, so that a caller of net/smtp who drops mail
+// on a 5xx drops none that is deferred.
+func (e *SendError) As(target any) bool {
+	t, ok := target.(**textproto.Error)
+	if !ok || e.Is(ErrUnknown) {
+		return false
+	}
+	for i := range e.Receipt.Recipients {
+		x := &e.Receipt.Recipients[i]
+		if c := x.Reply.Code; x.Outcome == Deferred && c >= 400 && c < 500 || c >= 500 && e.Is(ErrPermanent) {
+			*t = &textproto.Error{Code: c, Msg: x.Reply.Text}
+			return true
+		}
+	}
+	if e.Receipt.Count(Deferred) > 0 {
+		*t = &textproto.Error{Code: 451, Msg: e.Error()}
+		return true
+	}
+	return false
+}
+
 // Unwrap returns why sending stopped, and what the relays said.
 func (e *SendError) Unwrap() []error {
 	list := e.distinct()
+	for i, err := range list { // which *textproto.Error there is to find, As decides for the send as a whole
+		if re, ok := err.(*RelayError); ok {
+			quiet := *re
+			quiet.quiet = true
+			list[i] = &quiet
+		}
+	}
 	if e.cause != nil {
 		list = append([]error{e.cause}, list...)
 	}
@@ -133,8 +162,10 @@ type RelayError struct {
 	Relay   string // its name
 	Stage   Stage
 	Reply   Reply  // the zero Reply where none could be used
-	Failure string // why there was none: "dns", "connect", "timeout", "eof", "reset", "malformed", "out of step", "tls", "certificate", "capability", "auth", "canceled", "deadline"; "" where there was a reply
+	Failure string // why there was none: "dns", "connect", "timeout", "eof", "reset", "malformed", "out of step", "tls", "certificate", "capability", "auth", "token", "canceled", "deadline"; "" where there was a reply
 	Err     error  // what lies behind Failure; may be nil
+
+	quiet bool // As finds nothing
 }
 
 // Error tells relay, stage and reply or failure, on one line.
@@ -153,7 +184,7 @@ func (e *RelayError) Unwrap() error { return e.Err }
 
 // As lets a *textproto.Error be found, which is how net/smtp tells a reply.
 func (e *RelayError) As(target any) bool {
-	if t, ok := target.(**textproto.Error); ok && e.Reply.Code != 0 {
+	if t, ok := target.(**textproto.Error); ok && e.Reply.Code != 0 && !e.quiet {
 		*t = &textproto.Error{Code: e.Reply.Code, Msg: e.Reply.Text}
 		return true
 	}

@@ -15,7 +15,7 @@ import (
 
 // Breaker configures a relay's circuit breaker. Only the relay's own faults count: no connection, a broken one, no answer, a 421, an answer that isn't SMTP. Replies about a
 // recipient, a sender or a message never do, nor does a caller who leaves. Refused credentials and certificates that aren't accepted open
-// it at once, for 5 minutes, doubling with each repetition up to 4 hours.
+// it at once, for 5 minutes, doubling with each repetition up to an hour.
 //
 // An open breaker lets one real message through when its time is over; after two such successes in a row the relay is used again.
 // Zero fields mean the default.
@@ -35,8 +35,11 @@ func (b Breaker) validate(path string, f *faults) {
 	if b.MinOutcomes < 0 {
 		f.add(path+".MinOutcomes", "is negative; to switch the breaker off set Off")
 	}
-	if b.OpenFor < 0 || b.MaxOpen < 0 {
-		f.add(path+".OpenFor", "OpenFor and MaxOpen must not be negative; to switch the breaker off set Off")
+	if b.OpenFor < 0 {
+		f.add(path+".OpenFor", "is negative; to switch the breaker off set Off")
+	}
+	if b.MaxOpen < 0 {
+		f.add(path+".MaxOpen", "is negative; to switch the breaker off set Off")
 	}
 }
 

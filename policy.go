@@ -58,6 +58,7 @@ const (
 	retryTemporary  = 5 * time.Minute  // a relay's 4xx
 	retryGreylisted = 5 * time.Minute  // most greylists want 5 minutes at least
 	coolDown        = 10 * time.Second // of a relay that wants less mail, or whose quota is used up
+	maxPreferWait   = 30 * time.Second // for a slot on the relay that Envelope.Prefer names
 	apartFor        = 10 * time.Minute // of a relay and a sender domain that it refuses
 )
 

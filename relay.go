@@ -16,6 +16,7 @@ type relay struct {
 	name       string
 	weight     int
 	limit      int // connections; 0: none
+	maxUses    int // messages on a connection; 0 or less: no limit
 	session    *session.Config
 	breaker    *breaker.Breaker
 

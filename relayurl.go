@@ -72,7 +72,7 @@ func ParseRelay(s string) (Relay, error) {
 	if u.User != nil {
 		shown = scheme + "://…@" + u.Host
 	}
-	query, err := url.ParseQuery(u.RawQuery)
+	query, err := url.ParseQuery(strings.ReplaceAll(u.RawQuery, "+", "%2B")) // a plus is a plus here
 	if err != nil {
 		return fail("the parameters are not well encoded")
 	}
@@ -142,6 +142,8 @@ func (r *Relay) setParameter(key, v string) (err error) {
 		switch {
 		case i < 0:
 			err = fmt.Errorf("is not one of %s", strings.Join(tlsModeNames[:], ", "))
+		case TLSMode(i) == TLSImplicit && r.TLS != TLSImplicit:
+			err = errors.New("implicit is what smtps:// means")
 		case r.TLS == TLSImplicit && TLSMode(i) != TLSImplicit:
 			err = errors.New("contradicts smtps://, which is implicit TLS")
 		default:
@@ -255,6 +257,6 @@ func (r Relay) redactedURL() string {
 	if r.TLSConfig != nil {
 		set("server_name", r.TLSConfig.ServerName, r.TLSConfig.ServerName != "")
 	}
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // a plus is a plus here
 	return u.String()
 }

@@ -40,7 +40,6 @@ func TestParseRelay(t *testing.T) {
 		"smtp://mx.example.com?tls=starttls":           {Addr: "mx.example.com:587", TLS: smtplb.TLSStartTLS},
 		"smtp://mx.example.com?tls=opportunistic":      {Addr: "mx.example.com:587", TLS: smtplb.TLSOpportunistic},
 		"smtp://mx.example.com:25?tls=none":            {Addr: "mx.example.com:25", TLS: smtplb.TLSNone},
-		"smtp://mx.example.com?tls=implicit":           {Addr: "mx.example.com:587", TLS: smtplb.TLSImplicit},
 		"smtp://mx.example.com?weight=3&tier=1":        {Addr: "mx.example.com:587", Weight: 3, Tier: 1},
 		"smtp://mx.example.com?tier=0&name=a%20b%26c":  {Addr: "mx.example.com:587", Name: "a b&c"},
 		"smtp://mx.example.com?tag=eu&tag=bulk&tag=eu": {Addr: "mx.example.com:587", Tags: []string{"eu", "bulk", "eu"}},

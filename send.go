@@ -83,14 +83,20 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 	for d.pending > 0 && len(d.receipt.Attempts) < d.maxAttempts {
 		if len(d.receipt.Attempts) > 0 {
 			if d.late(time.Now()) { // no failover in the last fifth of the caller's time
+				clear(d.denied)
+				if d.choose() == nil {
+					return d.nobody()
+				}
 				return context.DeadlineExceeded
 			}
-			p.failovers.Add(1)
 		}
 		waiting := time.Now()
 		t, permit, err := p.turn(ctx, d)
 		if err != nil || t == nil {
 			return err
+		}
+		if len(d.receipt.Attempts) > 0 {
+			p.failovers.Add(1)
 		}
 		p.attempt(ctx, d, t, permit, time.Since(waiting))
 	}
@@ -111,14 +117,17 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (*connpool.Turn[*session.C
 		}
 		var t *connpool.Turn[*session.Conn]
 		ok := false
-		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip}
+		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if i := tier.picker.Pick(info); i >= 0 && i < tier.n && d.lanes.Has(tier.first+i) {
 			t, ok = p.conns.Try(tier.first + i)
 		}
 		if !ok { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours
 			var err error
-			t, err = p.conns.Wait(ctx, d.lanes)
+			t, err = p.wait(ctx, d)
 			switch {
+			case err == errWaitedEnough:
+				d.prefer = ""
+				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
 				d.denied.addAll(d.lanes)
 				continue
@@ -138,6 +147,22 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (*connpool.Turn[*session.C
 		d.denied.add(r.index)
 	}
 }
+
+// wait waits in the queue. For a preferred relay alone it waits for maxPreferWait only.
+func (p *Pool) wait(ctx context.Context, d *delivery) (*connpool.Turn[*session.Conn], error) {
+	if d.prefer == "" || d.lanes.Count() != 1 {
+		return p.conns.Wait(ctx, d.lanes)
+	}
+	short, cancel := context.WithTimeoutCause(ctx, maxPreferWait, errWaitedEnough)
+	defer cancel()
+	t, err := p.conns.Wait(short, d.lanes)
+	if err != nil && ctx.Err() == nil && short.Err() != nil {
+		err = errWaitedEnough
+	}
+	return t, err
+}
+
+var errWaitedEnough = errors.New("waited long enough for the preferred relay")
 
 // choose fills in d.lanes, the relays that may take d now, and d.skip, the same as the picker of their tier wants it. Relays that are cooling down, or that
 // refused this sender a moment ago, come in only where no tier has another. nil: nobody may.
