@@ -23,10 +23,8 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, t *connpool.Turn[*sessi
 	r.counts.attempts.Add(1)
 
 	outcome := breaker.NotCounted
-	defer func() { // in this order: the connection is back before a change of the breaker's state closes idle ones
-		a.release()
-		permit.Done(outcome)
-	}()
+	defer func() { permit.Done(outcome) }() // after the connection is back: a change of state closes idle ones
+	defer a.release()
 
 	var ended func(Attempt)
 	if h := p.hooks.AttemptStart; h != nil {
@@ -383,8 +381,8 @@ func (a *attempt) release() {
 		}
 		t.Put(a.uses)
 	default:
+		defer t.Drop()
 		_ = conn.Close()
-		t.Drop()
 	}
 }
 

@@ -76,7 +76,8 @@ type Relay struct {
 	// other is tried. Default: SCRAM-SHA-256, SCRAM-SHA-1, PLAIN, LOGIN. CRAM-MD5 and XOAUTH2 (Password is the access token) must be named.
 	AuthMechanisms []string
 	// Auth makes the authentication of one connection, in the place of Username and Password: for tokens that expire (see TokenAuth) or mechanisms
-	// of your own. It is called for each new connection and must return a fresh value each time. nil: Username and Password.
+	// of your own. It is called for each new connection, must return a fresh value each time, and must end with its context, which has
+	// Timeouts.Greeting at the most. Its error sends the message to another relay, and is not held against this one. nil: Username and Password.
 	Auth func(ctx context.Context, r AuthRequest) (smtp.Auth, error)
 
 	// Conns limits connections.

@@ -138,14 +138,22 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (*connpool.Turn[*session.C
 			}
 		}
 		r := p.relays[t.Lane()]
-		permit, ok := r.breaker.Allow()
-		if ok {
+		if permit, ok := r.admit(t); ok {
 			return t, permit, nil
 		}
-		t.Put(0) // its breaker opened, or let another probe through, between the choice and now
-		r.sync()
-		d.denied.add(r.index)
+		d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
 	}
+}
+
+// admit asks r's breaker for leave to use t, and gives t back where that is refused, or where a hook that hears of it panics.
+func (r *relay) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit, ok bool) {
+	defer func() {
+		if !ok {
+			t.Put(0)
+			r.sync()
+		}
+	}()
+	return r.breaker.Allow()
 }
 
 // wait waits in the queue. For a preferred relay alone it waits for maxPreferWait only.

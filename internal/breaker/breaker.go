@@ -242,7 +242,24 @@ func (b *Breaker) admit() (Permit, bool) {
 		b.armLocked(now, b.set.ProbeTimeout)
 	}
 	p := Permit{b: b, done: done, gen: b.gen}
-	b.unlock(before)
+	if before == Closed {
+		b.unlock(before)
+		return p, true
+	}
+	return b.handOver(p)
+}
+
+// handOver gives the permit for a probe to the caller. Should OnChange panic, or end the goroutine, nobody has it: the place for a
+// probe must be free again.
+func (b *Breaker) handOver(p Permit) (Permit, bool) {
+	given := false
+	defer func() {
+		if !given {
+			p.Done(NotCounted)
+		}
+	}()
+	b.unlock(HalfOpen)
+	given = true
 	return p, true
 }
 

@@ -169,7 +169,7 @@ type lane[C any] struct {
 	limits   Limits     // as given, but Max and MaxIdle as counts: unlimited is math.MaxInt
 	held     int        // turns
 	checking int        // idle connections that Recheck has taken out; each occupies a slot
-	leaving  int        // connections that Config.Retire may be closing; each occupies a slot
+	leaving  int        // connections that are being closed, where there is a Config.Retire; each occupies a slot
 	idle     []*conn[C] // ordered by since: the newest is last
 	queue    link[C]    // the ring of the waiters that name the lane, first come first
 	waiting  int        // its length
@@ -192,6 +192,7 @@ type conn[C any] struct {
 	why    Reason        // why not after until; why it is closed, once it is in the pool's shut list
 	next   *conn[C]      // in the pool's shut list
 	leaves bool          // it counts as leaving in its lane
+	atOnce bool          // Config.Retire is not asked: a turn is about to open another in its place
 }
 
 // never is a pool time that does not come.
@@ -441,7 +442,7 @@ func (p *Pool[C]) closeConn(c *conn[C]) {
 			}
 			p.unlock(c.lane)
 		}
-		if p.cfg.Retire(c.c, c.why, gone) {
+		if !c.atOnce && c.why != ReasonDead && p.cfg.Retire(c.c, c.why, gone) {
 			return
 		}
 		defer gone()
@@ -573,7 +574,7 @@ func (p *Pool[C]) shutConn(c *conn[C], why Reason) {
 	p.forget(c, why)
 	c.why = why
 	c.next, p.shut = p.shut, c
-	if p.cfg.Retire != nil && why != ReasonDead {
+	if p.cfg.Retire != nil {
 		c.leaves = true
 		c.lane.leaving++
 	}

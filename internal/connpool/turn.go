@@ -53,6 +53,7 @@ func (t *Turn[C]) Conn() (c C, ok bool) {
 		}
 		p.mu.Lock()
 		if t.conn != nil {
+			t.conn.atOnce = true
 			p.shutConn(t.conn, why)
 			t.conn = nil
 		}

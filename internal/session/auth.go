@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/wneessen/go-mail/smtp"
@@ -140,7 +141,13 @@ func checkSCRAM(challenge []byte, first bool) error {
 // mechanism chooses how to authenticate.
 func (c *Conn) mechanism(ctx context.Context, refused error) (smtp.Auth, *End) {
 	if c.cfg.Auth != nil {
-		a, err := c.cfg.Auth(ctx, append([]string(nil), c.mechs...), refused)
+		limit := time.Now().Add(c.cfg.Timeouts.Auth)
+		if !c.cut.IsZero() && c.cut.Before(limit) {
+			limit = c.cut
+		}
+		actx, cancel := context.WithDeadline(ctx, limit) // it holds a slot: it must end where the caller's context never does
+		a, err := c.cfg.Auth(actx, append([]string(nil), c.mechs...), refused)
+		cancel()
 		if err == nil && a == nil {
 			err = errors.New("the Auth function returned neither an Auth nor an error")
 		}

@@ -28,7 +28,15 @@ func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, 
 	stop := c.watch(ctx)
 	buf := borrowReadBuffer()
 	c.rd.Reset(c, buf[:])
+	returned := false
+	defer func() { // Config.Auth is the caller's code, and may panic or end the goroutine
+		if !returned {
+			stop()
+			_ = c.Close()
+		}
+	}()
 	end := c.greet(ctx, refused, &t)
+	returned = true
 	if end == nil && c.rd.Buffered() > 0 {
 		end = c.give(reply.FailOutOfStep, errUnasked)
 	}
