@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/breaker"
@@ -37,6 +38,10 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, t *connpool.Turn[*sessi
 	outcome = r.outcome(a.blame, a.last)
 	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
 	a.count(outcome)
+	if outcome == breaker.Fault || outcome == breaker.Long {
+		text := oneLine(strings.TrimPrefix(a.lastErr.Error(), r.name+": "))
+		r.lastFault.Store(&text)
+	}
 
 	a.record.Duration = time.Since(a.record.Start)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
@@ -51,19 +56,20 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, t *connpool.Turn[*sessi
 
 // attempt is one try of one relay.
 type attempt struct {
-	pool   *Pool
-	d      *delivery
-	relay  *relay
-	turn   *connpool.Turn[*session.Conn]
-	conn   *session.Conn // nil before it was opened, and after it was given back
-	number int
-	repeat bool      // the relay was tried for this message before
-	cut    time.Time // see delivery.cut
-	uses   int       // transactions on conn in this attempt
-	blame  verdict.Blame
-	last   verdict.Fact // how the last transaction ended
-	record Attempt
-	sound  bool // run has returned: conn is in a known state
+	pool    *Pool
+	d       *delivery
+	relay   *relay
+	turn    *connpool.Turn[*session.Conn]
+	conn    *session.Conn // nil before it was opened, and after it was given back
+	number  int
+	repeat  bool      // the relay was tried for this message before
+	cut     time.Time // see delivery.cut
+	uses    int       // transactions on conn in this attempt
+	blame   verdict.Blame
+	last    verdict.Fact // how the last transaction ended
+	lastErr error        // what was worst in it
+	record  Attempt
+	sound   bool // run has returned: conn is in a known state
 }
 
 // run offers the pending recipients, in transactions of as many as the relay takes.
@@ -232,13 +238,13 @@ func refusedAll(end *session.End) bool {
 // settle applies a transaction's result to its recipients: each refused one by its own reply, the others by how it ended.
 func (a *attempt) settle(end verdict.Verdict) {
 	d, res := a.d, &a.d.res
-	a.blame = worse(a.blame, end.Blame)
 	a.need(end)
 	var endErr error
 	if end.Move != verdict.Accepted && end.Move != verdict.Invalid {
 		endErr = a.error(&res.End)
 		a.record.Err = endErr
 	}
+	a.hold(end.Blame, endErr)
 	a.record.Stage = stageName(res.End.Stage)
 	if d.env.RequireAll && end.Move != verdict.Accepted && a.anyRefused() {
 		a.settleAll()
@@ -259,8 +265,9 @@ func (a *attempt) settle(end verdict.Verdict) {
 		}
 		fact := verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused}
 		v := verdict.Judge(fact)
-		a.blame = worse(a.blame, v.Blame)
 		a.need(v)
+		err := a.error(&session.End{Stage: reply.StageRcpt, Reply: said})
+		a.hold(v.Blame, err)
 		if v.Move == verdict.Again {
 			if end.Move == verdict.Accepted { // the relay took the others: the rest in another transaction
 				d.rcpts[i].attempt = 0
@@ -268,7 +275,6 @@ func (a *attempt) settle(end verdict.Verdict) {
 			}
 			v.Move = verdict.NextRelay
 		}
-		err := a.error(&session.End{Stage: reply.StageRcpt, Reply: said})
 		d.settle(i, a.relay, &fact, v, err)
 		if refused && a.record.Err == nil {
 			a.record.Err = err
@@ -290,6 +296,13 @@ func (a *attempt) anyRefused() bool {
 	return false
 }
 
+// hold notes what is to be held against the relay: an attempt counts once, by the worst that happened in it.
+func (a *attempt) hold(b verdict.Blame, err error) {
+	if gravity[b] > gravity[a.blame] {
+		a.blame, a.lastErr = b, err
+	}
+}
+
 // settleAll is settle for RequireAll when a recipient was refused: all take the class of the gravest refusal.
 func (a *attempt) settleAll() {
 	d, res := a.d, &a.d.res
@@ -298,7 +311,7 @@ func (a *attempt) settleAll() {
 	for n := range d.who {
 		if said := res.Rcpts[n]; said.Temporary() || said.Permanent() {
 			w := verdict.Judge(verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused})
-			a.blame = worse(a.blame, w.Blame)
+			a.hold(w.Blame, a.error(&session.End{Stage: reply.StageRcpt, Reply: said}))
 			a.need(w)
 			if w.Move == verdict.Again { // one transaction is all there may be
 				w.Move = verdict.NextRelay
@@ -336,8 +349,8 @@ func (a *attempt) need(v verdict.Verdict) {
 func (a *attempt) failed(end *session.End) {
 	a.last = verdict.Fact{Stage: end.Stage, Reply: end.Reply, Failure: end.Failure, LongWait: end.LongWait, Shortened: end.Shortened}
 	v := verdict.Judge(a.last)
-	a.blame = worse(a.blame, v.Blame)
 	err := a.error(end)
+	a.hold(v.Blame, err)
 	a.record.Stage = stageName(end.Stage)
 	if a.record.Accepted == 0 {
 		a.record.Err = err

@@ -35,9 +35,9 @@ type Config struct {
 	// true if the count a Write returns is exactly what may reach the relay; otherwise a message counts as committed when its last
 	// write begins, and a failure then means Unknown more often.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// MaxMessageSize bounds what is read of a message, in bytes. Default: 100 MiB. Negative: unlimited.
+	// MaxMessageSize bounds what is read of a message, in bytes, attachments encoded (base64 adds a third). Default: 100 MiB. Negative: unlimited.
 	MaxMessageSize int64
-	// Logger hears of state changes (Info, Warn), failed attempts (Info) and sends (Debug). Never of credentials, message text or
+	// Logger hears of state changes (Info, Warn), failed attempts (Info), sends (Debug) and sends that weren't accepted for everybody (Warn). Never of credentials, message text or
 	// recipients, but for what a relay's replies say. nil: silent.
 	Logger *slog.Logger
 	// Hooks are called as things happen.
@@ -60,7 +60,7 @@ type Relay struct {
 	Weight int
 	// Tier orders groups of relays: mail goes to a tier only when no relay of a lower one can take it. Default: 0, the first. Negative is an error.
 	Tier int
-	// Tags are free words.
+	// Tags are free words. Nothing looks at them yet.
 	Tags []string
 
 	// TLS says how the conversation is encrypted. Default: TLSAuto.
@@ -88,7 +88,7 @@ type Relay struct {
 	Timeouts Timeouts
 	// IgnoreEHLO are EHLO keywords that are treated as not offered, such as "PIPELINING" for a relay whose pipelining is broken.
 	IgnoreEHLO []string
-	// LocalAddr is the address that connections come from ("192.0.2.1"). Default: the system chooses. It goes without a Dial function.
+	// LocalAddr is the address that connections come from ("192.0.2.1"). Default: the system chooses. It can't be combined with a Dial function.
 	LocalAddr string
 	// Dial opens this relay's connections. Default: Config.Dial.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -312,6 +312,18 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 	r.validateTLS(path, f, s, target)
 	r.validateAuth(path, f, s, target)
 	r.Breaker.validate(path+".Breaker", f)
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{
+		{"Timeouts.Dial", r.Timeouts.Dial}, {"Timeouts.TLS", r.Timeouts.TLS}, {"Timeouts.Greeting", r.Timeouts.Greeting}, {"Timeouts.Command", r.Timeouts.Command},
+		{"Timeouts.Body", r.Timeouts.Body}, {"Timeouts.Final", r.Timeouts.Final}, {"Conns.MaxAge", r.Conns.MaxAge}, {"Conns.MaxIdleTime", r.Conns.MaxIdleTime},
+		{"Breaker.OpenFor", r.Breaker.OpenFor}, {"Breaker.MaxOpen", r.Breaker.MaxOpen},
+	} {
+		if d.value > 0 && d.value < time.Millisecond {
+			f.add(path+"."+d.field, "is %v; a millisecond is the least (30 is 30ns: write 30*time.Second)", d.value)
+		}
+	}
 	for i, k := range r.IgnoreEHLO {
 		if !token(k) {
 			f.add(fmt.Sprintf("%s.IgnoreEHLO[%d]", path, i), "%q is no EHLO keyword", k)

@@ -3,6 +3,7 @@ package smtplb
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -208,6 +209,9 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	}
 	var wait time.Duration
 	all := true
+	if cause == nil {
+		d.retryAfter = d.soonest()
+	}
 	r.Recipients = r.rcpt1[:0]
 	if len(d.entry) > 1 {
 		r.Recipients = make([]RecipientResult, 0, len(d.entry))
@@ -225,7 +229,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 		if x.err == nil && x.outcome != Accepted {
 			x.err = cause
 			if cause == nil {
-				x.err = errIncapable
+				x.err = d.incapable()
 			}
 		}
 	}
@@ -259,17 +263,41 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	return r, &SendError{RetryAfter: wait, Receipt: r, cause: cause, throttled: d.throttled}
 }
 
+// soonest is when the first relay can be used again, 0 where one can now.
+func (d *delivery) soonest() time.Duration {
+	var first time.Duration
+	for _, r := range d.pool.relays {
+		at := r.breaker.RetryAt()
+		if at.IsZero() {
+			return 0
+		}
+		if wait := max(time.Until(at), time.Second); first == 0 || wait < first {
+			first = wait
+		}
+	}
+	return first
+}
+
+// incapable tells what no relay can do.
+func (d *delivery) incapable() error {
+	var why []string
+	for _, r := range d.pool.relays {
+		if text := r.needs(d); text != "" && len(why) < 3 {
+			why = append(why, text)
+		}
+	}
+	return fmt.Errorf("no relay is capable of what the message needs: %s", strings.Join(why, ", "))
+}
+
 // waitFor is how long a deferred recipient should wait.
 func (d *delivery) waitFor(x *recipient) time.Duration {
 	switch {
 	case x.greylisted:
 		return retryGreylisted
 	case x.reply.Temporary() && x.reply.Code != 421: // a 421 is about the connection
-		return retryTemporary
+		return max(retryTemporary, d.retryAfter)
 	case d.retryAfter > 0:
 		return d.retryAfter
 	}
 	return retrySoon
 }
-
-var errIncapable = errors.New("smtplb: no relay is capable of what the message needs")

@@ -86,7 +86,7 @@ func File(path string) Body { return Body{kind: bodyFile, path: path} }
 func Reader(r io.Reader) Body { return Body{kind: bodyReader, r: r} }
 
 // NewEnvelope renders a go-mail message, once, and takes the envelope from it: the sender is the message's EnvelopeFrom, else its From, and the recipients
-// are those of To, Cc and Bcc. msg isn't needed afterwards. go-mail itself fills in a missing Date and Message-ID in msg.
+// are those of To, Cc and Bcc. What go-mail itself refused, such as an address with a typo, is not in msg: check the errors of its methods. msg isn't needed afterwards. go-mail itself fills in a missing Date and Message-ID in msg.
 func NewEnvelope(msg *mail.Msg) (*Envelope, error) {
 	e, err := addressed(msg)
 	if err != nil {
@@ -107,11 +107,11 @@ func addressed(msg *mail.Msg) (*Envelope, error) {
 	}
 	from, err := msg.GetSender(false)
 	if err != nil {
-		return nil, &EnvelopeError{Field: "From", Reason: "the message has no sender", Err: err}
+		return nil, &EnvelopeError{Field: "From", Reason: "the message has no sender (did its From return an error?)", Err: err}
 	}
 	to, err := msg.GetRecipients()
 	if err != nil {
-		return nil, &EnvelopeError{Field: "To", Reason: "the message has no recipients", Err: err}
+		return nil, &EnvelopeError{Field: "To", Reason: "the message has no recipients (did its To return an error?)", Err: err}
 	}
 	for i := range to {
 		to[i] = bareAddress(to[i])
@@ -153,7 +153,7 @@ func (d *delivery) checkAddresses() error {
 	default:
 		a, err := domain.ParseAddress(e.From)
 		if err != nil {
-			return &EnvelopeError{Field: "From", Reason: addressReason(err), Err: err}
+			return &EnvelopeError{Field: "From", Reason: addressReason(e.From, err), Err: err}
 		}
 		m.from, m.fromDomain, m.utf8 = a.String(), a.Domain, a.UTF8
 	}
@@ -163,7 +163,7 @@ func (d *delivery) checkAddresses() error {
 	for i, to := range e.To {
 		a, err := domain.ParseAddress(to)
 		if err != nil {
-			return &EnvelopeError{Field: fmt.Sprintf("To[%d]", i), Reason: addressReason(err), Err: err}
+			return &EnvelopeError{Field: fmt.Sprintf("To[%d]", i), Reason: addressReason(to, err), Err: err}
 		}
 		m.utf8 = m.utf8 || a.UTF8
 		d.addRecipient(a.String(), a.Key())
@@ -171,7 +171,21 @@ func (d *delivery) checkAddresses() error {
 	return nil
 }
 
-func addressReason(err error) string { return err.Error() }
+// addressReason is err with a hint at what people write in the place of a bare address.
+func addressReason(addr string, err error) string {
+	hint := ""
+	switch {
+	case strings.TrimSpace(addr) != addr:
+		hint = ": it has a blank at its start or end"
+	case strings.ContainsAny(addr, "<>"):
+		hint = ": write the bare address, without a name and without angle brackets"
+	case strings.ContainsAny(addr, ",;"):
+		hint = ": one address for each entry"
+	case strings.Count(addr, "@") > 1:
+		hint = `: it has more than one "@"`
+	}
+	return err.Error() + hint
+}
 
 // readBody reads the envelope's body whole and brings it into canonical form. Its error is an *EnvelopeError or a *SourceError.
 func (d *delivery) readBody(ctx context.Context, limit int64) error {
@@ -189,7 +203,7 @@ func (d *delivery) readBody(ctx context.Context, limit int64) error {
 
 func (b *Body) read(ctx context.Context, limit int64) ([]byte, error) {
 	tooLarge := func() error {
-		return &EnvelopeError{Field: "Body", Reason: fmt.Sprintf("is larger than MaxMessageSize, %d bytes", limit)}
+		return &EnvelopeError{Field: "Body", Reason: fmt.Sprintf("is larger than Config.MaxMessageSize, %d bytes", limit)}
 	}
 	var r io.Reader
 	switch b.kind {

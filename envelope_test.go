@@ -130,7 +130,7 @@ func TestEnvelopeFaults(t *testing.T) {
 			e             *smtplb.Envelope
 			field, reason string
 		}{
-			{nil, "Envelope", "nil"},
+			{nil, "", "nil"},
 			{&smtplb.Envelope{}, "From", `"<>"`},
 			{&smtplb.Envelope{To: to, Body: good}, "From", `"<>"`},
 			{&smtplb.Envelope{From: "<a@example.com>", To: to, Body: good}, "From", ""},

@@ -145,7 +145,7 @@ func (e *SendError) As(target any) bool {
 func (e *SendError) Unwrap() []error {
 	list := e.distinct()
 	for i, err := range list { // which *textproto.Error there is to find, As decides for the send as a whole
-		if re, ok := err.(*RelayError); ok {
+		if re := (*RelayError)(nil); errors.As(err, &re) {
 			quiet := *re
 			quiet.quiet = true
 			list[i] = &quiet
@@ -193,13 +193,18 @@ func (e *RelayError) As(target any) bool {
 
 // EnvelopeError says that an envelope can't be sent by any relay. It matches ErrPermanent; nothing was sent.
 type EnvelopeError struct {
-	Field  string // "From", "To[2]", "Body", …
+	Field  string // "From", "To[2]", "Body", …; "" for the envelope itself
 	Reason string
 	Err    error // what lies behind; may be nil
 }
 
 // Error tells the field and the reason.
-func (e *EnvelopeError) Error() string { return "smtplb: Envelope." + e.Field + ": " + e.Reason }
+func (e *EnvelopeError) Error() string {
+	if e.Field == "" {
+		return "smtplb: " + e.Reason
+	}
+	return "smtplb: Envelope." + e.Field + ": " + e.Reason
+}
 
 // Is matches ErrPermanent.
 func (e *EnvelopeError) Is(target error) bool { return target == ErrPermanent }

@@ -171,14 +171,16 @@ func ExampleReceipt_Retry() {
 		To:   []string{"customer@example.org", "grey@example.org"},
 		Body: smtplb.Bytes([]byte("Subject: Your order\r\n\r\nIt is on its way.\r\n")),
 	}
-	for e != nil {
+	for range 3 { // not for ever
 		receipt, err := pool.Deliver(context.Background(), e)
 		fmt.Println(receipt)
+		if e = receipt.Retry(e); e == nil { // nobody is deferred
+			break
+		}
 		var deferred *smtplb.SendError
 		if errors.As(err, &deferred) {
-			fmt.Println("again in", deferred.RetryAfter) // put it into a queue
+			fmt.Println("again in", deferred.RetryAfter) // put it into a queue, or wait so long
 		}
-		e = receipt.Retry(e) // nil when nothing is left to do
 	}
 	// Output:
 	// 2 recipients: 1 accepted, 1 deferred; tried relay-1

@@ -54,13 +54,16 @@ func (r *relay) newBreaker(b Breaker) *breaker.Breaker {
 func (r *relay) stateChanged() {
 	r.sync()
 	s := r.breaker.Stats()
-	event := RelayEvent{Relay: r.name, State: s.State.String(), Reason: s.Cause, RetryAt: s.RetryAt, Time: time.Now()}
+	event := RelayEvent{Relay: r.name, State: s.State.String(), Reason: r.reason(s.Cause), RetryAt: s.RetryAt, Time: time.Now()}
 	level := slog.LevelInfo
 	if s.State == breaker.Open {
 		level = slog.LevelWarn
 	}
-	r.pool.log(context.Background(), level, "relay state changed", slog.String("relay", r.name), slog.String("state", event.State),
-		slog.String("reason", event.Reason), slog.Time("retry_at", event.RetryAt))
+	attrs := []slog.Attr{slog.String("relay", r.name), slog.String("state", event.State), slog.String("reason", event.Reason)}
+	if !event.RetryAt.IsZero() {
+		attrs = append(attrs, slog.Time("retry_at", event.RetryAt))
+	}
+	r.pool.log(context.Background(), level, "relay state changed", attrs...)
 	if h := r.pool.hooks.RelayState; h != nil {
 		h(event)
 	}
@@ -85,14 +88,7 @@ func (r *relay) sync() {
 	}
 }
 
-// worse returns the graver blame: an attempt counts once, by the worst that happened in it.
-func worse(a, b verdict.Blame) verdict.Blame {
-	if gravity[b] > gravity[a] {
-		return b
-	}
-	return a
-}
-
+// gravity orders what an attempt can mean for a relay.
 var gravity = [...]int{verdict.NotCounted: 0, verdict.Answered: 1, verdict.CoolDown: 2, verdict.Throttle: 3, verdict.Fault: 4, verdict.ConfigFault: 5, verdict.AuthFault: 6}
 
 // maxFinalTimeouts is how often in a row a relay may leave messages unanswered after their end: each is a message whose fate nobody knows.

@@ -3,6 +3,7 @@ package smtplb
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -30,6 +31,8 @@ type Pool struct {
 	sends     atomic.Uint64
 	failovers atomic.Uint64
 }
+
+var errNotMade = errors.New("smtplb: the Pool was not made by New")
 
 // New makes a pool. It checks c whole, and returns all its faults joined, each a *ConfigError with its path. It connects to nothing and
 // starts no goroutine.
@@ -93,6 +96,9 @@ func New(c Config) (*Pool, error) {
 // Shutdown refuses new sends with ErrClosed, lets the admitted ones finish, those that wait for a connection included, says QUIT on idle connections and
 // closes the pool. When ctx ends first it becomes Close and returns the context's cause.
 func (p *Pool) Shutdown(ctx context.Context) error {
+	if p == nil || p.conns == nil {
+		return errNotMade
+	}
 	select {
 	case <-p.gate.shut():
 	case <-ctx.Done():
@@ -110,6 +116,9 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 // Close closes the pool now. Sends in progress end at once: before the commit point their recipients are deferred with ErrClosed, after it their
 // outcome is unknown. It waits for the pool's own goroutines, not for those sends to return. It may be called again, and returns nil.
 func (p *Pool) Close() error {
+	if p == nil || p.conns == nil {
+		return errNotMade
+	}
 	p.cancel(ErrClosed)
 	p.gate.shut()
 	p.stop()

@@ -123,10 +123,10 @@ type Timings struct {
 // Attempt is one try to hand the message to one relay.
 type Attempt struct {
 	Relay    string
-	Stage    Stage         // how far it came: StageFinal where the relay answered the message
-	Reused   bool          // on a connection that had been used before
-	Redialed bool          // the reused connection proved stale and a new one took its place (RFC 5321 §3.8; counted nowhere)
-	Start    time.Time     //
+	Stage    Stage // how far it came: StageFinal where the relay answered the message
+	Reused   bool  // on a connection that had been used before
+	Redialed bool  // the reused connection proved stale and a new one took its place (RFC 5321 §3.8; counted nowhere)
+	Start    time.Time
 	Duration time.Duration // from Start, without Timings.Wait
 	Timings  Timings       // of the last transaction, where recipients were spread over several
 	Offered  int           // recipients that the attempt was for
@@ -134,7 +134,8 @@ type Attempt struct {
 	Err      error         // nil where the relay took the message over for somebody; a *RelayError otherwise
 }
 
-// Receipt tells what became of every recipient of one envelope, and which relays were tried. It is the caller's.
+// Receipt tells what became of every recipient of one envelope, and which relays were tried. It is the caller's. The methods of a nil Receipt,
+// which goes with an *EnvelopeError, tell of no recipients.
 type Receipt struct {
 	ID         string            // Envelope.ID
 	Recipients []RecipientResult // one for each entry of Envelope.To, in its order
@@ -150,6 +151,9 @@ type Receipt struct {
 
 // Count returns how many recipients have the outcome.
 func (r *Receipt) Count(o Outcome) int {
+	if r == nil {
+		return 0
+	}
 	n := 0
 	for i := range r.Recipients {
 		if r.Recipients[i].Outcome == o {
@@ -165,6 +169,9 @@ func (r *Receipt) Count(o Outcome) int {
 //
 // Recipients whose outcome is Unknown are not in it: sending to them again may deliver twice.
 func (r *Receipt) Retry(e *Envelope) *Envelope {
+	if r == nil {
+		return nil
+	}
 	var to []string
 	for i := range r.Recipients {
 		if r.Recipients[i].Outcome == Deferred {
@@ -187,6 +194,9 @@ func (r *Receipt) Retry(e *Envelope) *Envelope {
 
 // String returns a line such as "3 recipients: 2 accepted, 1 deferred; tried relay-a, relay-b".
 func (r *Receipt) String() string {
+	if r == nil {
+		return "no receipt"
+	}
 	b := fmt.Appendf(nil, "%d recipients:", len(r.Recipients))
 	sep := " "
 	for o := Accepted; o <= Unknown; o++ {
@@ -208,6 +218,9 @@ func (r *Receipt) String() string {
 
 // LogValue logs the counts, not the recipients' addresses.
 func (r *Receipt) LogValue() slog.Value {
+	if r == nil {
+		return slog.StringValue("none")
+	}
 	attrs := []slog.Attr{slog.String("id", r.ID), slog.Int("attempts", len(r.Attempts))}
 	for o := Accepted; o <= Unknown; o++ {
 		if n := r.Count(o); n > 0 {

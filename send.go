@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/smtp"
+	"strings"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/breaker"
@@ -46,14 +47,17 @@ func (p *Pool) SendMail(addr string, a smtp.Auth, from string, to []string, msg 
 // Deliver hands one message to a relay for each recipient, trying others where that is safe, and tells what became of every recipient. It
 // neither changes nor keeps e.
 //
-// The error is nil if, and only if, a relay accepted the message for every recipient. It is an *EnvelopeError, with a nil Receipt, where e can't be sent
-// by any relay; and a *SendError with the Receipt otherwise.
+// The error is nil if, and only if, a relay accepted the message for every recipient. It is an *EnvelopeError, with a nil Receipt, where e itself is at fault,
+// and a *SendError with the Receipt otherwise.
 //
 // Deliver ends with ctx before the commit point (the moment from which a relay may have accepted the message), and at most 5 s later after it. With less than a fifth
 // of the context's time left, or 5 s if that is less, it doesn't begin to commit and tries no other relay.
 func (p *Pool) Deliver(ctx context.Context, e *Envelope) (*Receipt, error) {
+	if p == nil || p.conns == nil {
+		return nil, errNotMade
+	}
 	if e == nil {
-		return nil, &EnvelopeError{Field: "Envelope", Reason: "is nil"}
+		return nil, &EnvelopeError{Reason: "the envelope is nil"}
 	}
 	admitted := p.gate.enter()
 	if admitted {
@@ -244,6 +248,7 @@ func (p *Pool) tierOf(r *relay) *tier {
 func (d *delivery) nobody() error {
 	untried := false
 	now := time.Now()
+	var why []string
 	for _, r := range d.pool.relays {
 		if d.tried.Has(r.index) || r.incapable(d) {
 			continue
@@ -256,11 +261,17 @@ func (d *delivery) nobody() error {
 		if d.retryAfter == 0 || wait < d.retryAfter {
 			d.retryAfter = wait
 		}
+		if text := r.trouble(); text != "" && len(why) < 3 {
+			why = append(why, text)
+		}
 	}
-	if untried {
+	switch {
+	case !untried:
+		return nil
+	case why == nil:
 		return ErrNoRelay
 	}
-	return nil
+	return fmt.Errorf("%w: %s", ErrNoRelay, strings.Join(why, ", "))
 }
 
 // contextError is why ctx ended: its error, and its cause where that says more.
@@ -276,11 +287,11 @@ func contextError(ctx context.Context) error {
 func (p *Pool) report(ctx context.Context, r *Receipt, err error) {
 	p.sends.Add(1)
 	if p.logger != nil {
-		level, attrs := slog.LevelDebug, []slog.Attr{slog.Any("receipt", r)}
-		if err != nil {
-			level, attrs = slog.LevelWarn, append(attrs, slog.String("error", err.Error()))
+		if err == nil {
+			p.log(ctx, slog.LevelDebug, "sent", slog.Any("receipt", r))
+		} else {
+			p.log(ctx, slog.LevelWarn, "not sent to everybody", slog.Any("receipt", r), slog.String("error", err.Error()))
 		}
-		p.log(ctx, level, "sent", attrs...)
 	}
 	if p.hooks.Done != nil {
 		p.hooks.Done(ctx, r, err)

@@ -54,6 +54,9 @@ type relayCounts struct {
 
 // Stats returns the pool's figures.
 func (p *Pool) Stats() Stats {
+	if p == nil || p.conns == nil {
+		return Stats{}
+	}
 	s := Stats{
 		Relays: make([]RelayStats, len(p.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
 		Sends: p.sends.Load(), Failovers: p.failovers.Load(),
@@ -65,7 +68,7 @@ func (p *Pool) Stats() Stats {
 			b, c := r.breaker.Stats(), p.conns.Stats(r.index)
 			rs := RelayStats{
 				Name: r.name, Weight: r.weight, Tier: t.number,
-				State: b.State.String(), Reason: b.Cause, Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(now),
+				State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(now),
 				InFlight: c.Held, Idle: c.Idle, Waiting: c.Waiting,
 				Attempts: r.counts.attempts.Load(), Accepted: r.counts.accepted.Load(), Failed: r.counts.failed.Load(),
 				Unknown: r.counts.unknown.Load(), Away: r.counts.away.Load(), Faults: r.counts.faults.Load(), Redials: r.counts.redials.Load(),

@@ -194,7 +194,8 @@ func (s *Server) accept(r *run) {
 }
 
 // URL returns the address as a URL, "smtp://user:password@127.0.0.1:2525" say, with
-// the scheme smtps where WithImplicitTLS is on.
+// the scheme smtps where WithImplicitTLS is on, and the parameter tls=none where the
+// server has no TLS.
 func (s *Server) URL() string {
 	u := url.URL{Scheme: "smtp", Host: s.Addr}
 	if s.cfg.tls == tlsImplicit {
@@ -202,6 +203,9 @@ func (s *Server) URL() string {
 	}
 	if s.Username != "" {
 		u.User = url.UserPassword(s.Username, s.Password)
+	}
+	if s.cfg.tls == tlsOff {
+		u.RawQuery = "tls=none"
 	}
 	return u.String()
 }

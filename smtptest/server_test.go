@@ -672,7 +672,7 @@ func TestNetwork(t *testing.T) {
 		}
 		n.Blackhole(relay, false)
 		greeted(t, n)
-		if got := s.URL(); got != "smtp://relay-a.test:587" || s.Addr != relay || !slices.Equal(s.Transcripts()[0].Lines[:1], []string{"S: 220 relay-a.test ESMTP smtptest"}) {
+		if got := s.URL(); got != "smtp://relay-a.test:587?tls=none" || s.Addr != relay || !slices.Equal(s.Transcripts()[0].Lines[:1], []string{"S: 220 relay-a.test ESMTP smtptest"}) {
 			t.Errorf("URL %s, Addr %s", got, s.Addr)
 		}
 	})

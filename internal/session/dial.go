@@ -227,7 +227,7 @@ func (c *Conn) startTLS(t *Timings) *End {
 			return nil
 		}
 		c.stage = reply.StageStartTLS
-		return c.give(reply.FailCapability, errors.New("the relay does not offer STARTTLS, which is required"))
+		return c.give(reply.FailCapability, errors.New("the relay does not offer STARTTLS, which is required unless TLSNone (tls=none) says otherwise"))
 	}
 	r, end := c.command(reply.StageStartTLS, c.cfg.Timeouts.TLS, "STARTTLS")
 	if end != nil {
@@ -261,6 +261,10 @@ func (c *Conn) handshake(t *Timings) *End {
 		var op *net.OpError
 		if end.Failure == reply.FailReset && !errors.As(err, &op) { // crypto/tls's own findings are plain errors
 			end.Failure = reply.FailTLS
+		}
+		var header tls.RecordHeaderError
+		if errors.As(err, &header) && c.stopCause() == nil {
+			end.Err = fmt.Errorf("%w (the relay speaks plain text here: is it a STARTTLS port?)", err)
 		}
 		return end
 	}
