@@ -159,7 +159,6 @@ func (c *Conn) refused(r reply.Reply) *End {
 func (c *Conn) hello(masked bool) *End {
 	needsESMTP := c.cfg.TLS == TLSStart || c.hasCredentials()
 	c.ext, c.mechs = Extensions{}, nil
-	c.esmtp = false
 	if !masked || needsESMTP {
 		r, end := c.command(reply.StageHello, c.cfg.Timeouts.Hello, "EHLO "+c.cfg.LocalName)
 		if end != nil {
@@ -167,7 +166,6 @@ func (c *Conn) hello(masked bool) *End {
 		}
 		switch {
 		case r.Positive():
-			c.esmtp = true
 			c.ext, c.mechs = parseExtensions(r.Text, c.cfg.Ignore)
 			if masked {
 				c.ext.Pipelining = false

@@ -101,7 +101,6 @@ type Conn struct {
 	secrets   []string // what AUTH sent, until it is done
 	rd        reply.Reader
 	uses      int
-	esmtp     bool
 	secured   bool
 	exact     bool // what a Write on raw reports is exactly what may have reached the relay
 	needReset bool // the relay holds the rest of an earlier transaction
@@ -132,9 +131,6 @@ func (c *Conn) Uses() int { return c.uses }
 
 // Extensions are what the relay offered last.
 func (c *Conn) Extensions() *Extensions { return &c.ext }
-
-// Secured reports whether the conversation runs over TLS.
-func (c *Conn) Secured() bool { return c.secured }
 
 // Discard makes the connection one that must not be used again.
 func (c *Conn) Discard() { c.broken = true }
