@@ -38,7 +38,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, t *connpool.Turn[*sessi
 	outcome = r.outcome(a.blame, a.last)
 	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
 	a.count(outcome)
-	if outcome == breaker.Fault || outcome == breaker.Long {
+	if (outcome == breaker.Fault || outcome == breaker.Long) && a.lastErr != nil {
 		text := oneLine(strings.TrimPrefix(a.lastErr.Error(), r.name+": "))
 		r.lastFault.Store(&text)
 	}
@@ -139,7 +139,7 @@ func (a *attempt) rest(v verdict.Verdict) {
 	}
 	for i := range a.d.rcpts {
 		if x := &a.d.rcpts[i]; a.owes(x) {
-			a.d.settle(i, a.relay, &a.last, v, a.record.Err)
+			a.d.settle(i, a.relay, &a.last, v, a.error(&a.d.res.End))
 		}
 	}
 }
