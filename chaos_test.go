@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	chaosSeeds = flag.Int("chaos.seeds", 16, "how many seeds TestChaos runs")
+	chaosSeeds = flag.Int("chaos.seeds", 12, "how many seeds TestChaos runs")
 	chaosTame  = flag.Bool("chaos.tame", false, "no panics in callbacks")
 	chaosFirst = flag.Uint64("chaos.first", 1, "the first of them")
 )
@@ -520,8 +520,8 @@ func (c *chaos) recover() {
 	for _, r := range c.pool.Stats().Relays {
 		lowest = min(lowest, r.Tier)
 	}
-	for range 20 * len(c.relays) {
-		time.Sleep(2 * time.Second)
+	for range 8 * len(c.relays) {
+		time.Sleep(2 * time.Second) // for farewells, which occupy a slot
 		s := &chaosSend{text: text, env: envelope("x@example.org")}
 		if _, err := c.pool.Deliver(c.Context(), s.env); err != nil {
 			c.Errorf("long after the trouble: %v", err)

@@ -53,6 +53,9 @@ func (r *relay) newBreaker(b Breaker) *breaker.Breaker {
 // stateChanged is called by the breaker, under no lock, perhaps concurrently.
 func (r *relay) stateChanged() {
 	r.sync()
+	if r.pool.ctx.Err() != nil { // after Close nobody is told any more
+		return
+	}
 	s := r.breaker.Stats()
 	event := RelayEvent{Relay: r.name, State: s.State.String(), Reason: r.reason(s.Cause), RetryAt: s.RetryAt, Time: time.Now()}
 	level := slog.LevelInfo

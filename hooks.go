@@ -13,7 +13,7 @@ type Hooks struct {
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
-	// RelayState is called after a relay's circuit breaker changed its state. An authentication failure or a certificate that
+	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's circuit breaker changed its state. An authentication failure or a certificate that
 	// isn't accepted shows here at once.
 	RelayState func(RelayEvent)
 

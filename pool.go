@@ -114,7 +114,7 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 }
 
 // Close closes the pool now. Sends in progress end at once: before the commit point their recipients are deferred with ErrClosed, after it their
-// outcome is unknown. It waits for the pool's own goroutines, not for those sends to return. It may be called again, and returns nil.
+// outcome is unknown. It waits for the pool's own goroutines, not for those sends to return, nor for a Hooks.RelayState that is under way. It may be called again, and returns nil.
 func (p *Pool) Close() error {
 	if p == nil || p.conns == nil {
 		return errNotMade

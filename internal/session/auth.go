@@ -146,8 +146,8 @@ func (c *Conn) mechanism(ctx context.Context, refused error) (smtp.Auth, *End) {
 			limit = c.cut
 		}
 		actx, cancel := context.WithDeadline(ctx, limit) // it holds a slot: it must end where the caller's context never does
+		defer cancel()
 		a, err := c.cfg.Auth(actx, append([]string(nil), c.mechs...), refused)
-		cancel()
 		if err == nil && a == nil {
 			err = errors.New("the Auth function returned neither an Auth nor an error")
 		}
