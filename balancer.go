@@ -70,15 +70,12 @@ func RoundRobin() Balancer { return roundRobin{} }
 
 type roundRobin struct{}
 
-// maxSlots bounds a round robin's table.
-const maxSlots = 8192
-
 func (roundRobin) NewPicker(relays []RelayView) Picker {
 	weights := make([]float64, len(relays))
 	for i, r := range relays {
 		weights[i] = r.Weight()
 	}
-	return &tablePicker{balance.NewTable(weights, maxSlots), weights}
+	return &tablePicker{balance.NewTable(weights, 0), weights}
 }
 
 type tablePicker struct {

@@ -310,7 +310,7 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 		f.add(path+".Tier", "is %d; it must be 0 or more", r.Tier)
 	}
 	r.validateTLS(path, f, s, target)
-	r.validateAuth(path, f, s, target)
+	r.validateAuth(path, f, s)
 	r.Breaker.validate(path+".Breaker", f)
 	for _, d := range []struct {
 		field string
@@ -400,7 +400,7 @@ func (r *Relay) validateTLS(path string, f *faults, s *session.Config, t target)
 	s.TLSConfig = tc
 }
 
-func (r *Relay) validateAuth(path string, f *faults, s *session.Config, _ target) {
+func (r *Relay) validateAuth(path string, f *faults, s *session.Config) {
 	if r.Auth != nil {
 		if r.Username != "" || r.Password != "" || r.AuthMechanisms != nil {
 			f.add(path+".Auth", "goes without Username, Password and AuthMechanisms")

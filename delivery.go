@@ -27,10 +27,9 @@ type delivery struct {
 	index   map[string]int // of many recipients, by key
 	pending int            // recipients whose outcome is not settled
 
-	maxAttempts int
-	total       time.Duration // the length of the caller's context; 0: no deadline
-	deadline    time.Time
-	commitBy    time.Time // nothing is begun after it that can't be undone; zero: no deadline
+	total    time.Duration // the length of the caller's context; 0: no deadline
+	deadline time.Time
+	commitBy time.Time // nothing is begun after it that can't be undone; zero: no deadline
 
 	// Which relays may still be tried, by their number.
 	tried, denied, lanes Bitset
@@ -72,7 +71,6 @@ var deliveries = sync.Pool{New: func() any { return new(delivery) }}
 func newDelivery(p *Pool, e *Envelope) *delivery {
 	d := deliveries.Get().(*delivery)
 	d.pool, d.env, d.prefer = p, e, e.Prefer
-	d.maxAttempts = p.maxAttempts
 	d.receipt = &Receipt{ID: e.ID}
 	d.receipt.Attempts = d.receipt.attempt1[:0]
 	n := words(len(p.relays))
@@ -90,8 +88,8 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 // free forgets everything that belongs to the caller, and gives d back.
 func (d *delivery) free() {
 	clear(d.rcpts)
-	clear(d.to)
-	clear(d.res.Rcpts)
+	clear(d.to[:cap(d.to)]) // an earlier transaction may have had more
+	clear(d.res.Rcpts[:cap(d.res.Rcpts)])
 	*d = delivery{rcpts: d.rcpts[:0], entry: d.entry[:0], to: d.to[:0], who: d.who[:0], res: session.Result{Rcpts: d.res.Rcpts[:0]}}
 	if cap(d.rcpts) <= 1024 { // a huge envelope's memory is not kept
 		deliveries.Put(d)
@@ -142,7 +140,7 @@ func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && now
 
 // cut is when the stages before the commit point must be over for the other relays to have their share of the caller's time.
 func (d *delivery) cut(now time.Time) time.Time {
-	left := min(d.candidates, d.maxAttempts-len(d.receipt.Attempts))
+	left := min(d.candidates, d.pool.maxAttempts-len(d.receipt.Attempts))
 	if d.deadline.IsZero() || left <= 1 {
 		return time.Time{}
 	}
@@ -203,7 +201,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	r := d.receipt
 	against := 0 // relays that can't take such a message
 	for _, relay := range d.pool.relays {
-		if !d.tried.Has(relay.index) && relay.incapable(d) {
+		if !d.tried.Has(relay.index) && relay.lacks(d) != nil {
 			against++
 		}
 	}
@@ -282,8 +280,8 @@ func (d *delivery) soonest() time.Duration {
 func (d *delivery) incapable() error {
 	var why []string
 	for _, r := range d.pool.relays {
-		if text := r.needs(d); text != "" && len(why) < 3 {
-			why = append(why, text)
+		if err := r.lacks(d); err != nil && len(why) < 3 {
+			why = append(why, r.name+": "+err.Error())
 		}
 	}
 	return fmt.Errorf("no relay is capable of what the message needs: %s", strings.Join(why, ", "))

@@ -14,8 +14,8 @@ import (
 // This file knows which relays are well. Nothing polls a relay: its circuit breaker learns from the messages that it was given.
 
 // Breaker configures a relay's circuit breaker. Only the relay's own faults count: no connection, a broken one, no answer, a 421, an answer that isn't SMTP. Replies about a
-// recipient, a sender or a message never do, nor does a caller who leaves. Refused credentials and certificates that aren't accepted open
-// it at once, for 5 minutes, doubling with each repetition up to an hour.
+// recipient, a sender or a message never do, nor does a caller who leaves. Refused credentials, certificates that aren't accepted, and three messages in a row
+// that were sent whole and never answered open it at once, for 5 minutes, doubling with each repetition up to an hour.
 //
 // An open breaker lets one real message through when its time is over; after two such successes in a row the relay is used again.
 // Zero fields mean the default.

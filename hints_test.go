@@ -64,7 +64,7 @@ func TestIncapableSaysWhy(t *testing.T) {
 		e := envelope("x@example.com")
 		e.Body = smtplb.Bytes([]byte(text + strings.Repeat("A line.\r\n", 200)))
 		r, err := h.pool.Deliver(t.Context(), e)
-		if outcomes(r) != "failed" || !strings.Contains(err.Error(), "r0 takes 1000 bytes, and the message has 1847") {
+		if outcomes(r) != "failed" || !strings.Contains(err.Error(), "r0: it takes 1000 bytes, and the message has 1847") {
 			t.Errorf("%v", err)
 		}
 	})

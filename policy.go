@@ -12,7 +12,7 @@ import (
 
 // Retry bounds the attempts for one message.
 type Retry struct {
-	// Attempts is how many relays are tried for a recipient at the most, each once. Default: 3. Negative: as many as there are. The free redial of
+	// Attempts is how many relays are tried for a recipient at the most, each once (with AtLeastOnce, one that left the outcome unknown once more). Default: 3. Negative: as many as there are. The free redial of
 	// a connection that proved stale is not an attempt.
 	Attempts int
 }
@@ -52,7 +52,7 @@ const defaultMaxMessageSize = 100 << 20
 // §4.5.3.1.8 makes relays take 100.
 const maxRecipients = 100
 
-// What a deferred recipient is told to wait, by reason.
+// What a deferred recipient is told to wait, by reason, and how long relays are left alone or waited for.
 const (
 	retrySoon       = 30 * time.Second // nothing is known: another relay, or the same one, may do
 	retryTemporary  = 5 * time.Minute  // a relay's 4xx

@@ -15,23 +15,6 @@ import (
 	"github.com/smtplb/smtplb/smtptest"
 )
 
-// mixedHouse is newHouse with options for each relay; the relays are tiers 0, 1, ….
-func mixedHouse(t *testing.T, opts ...[]smtptest.Option) *house {
-	h := &house{T: t, net: smtptest.NewNetwork()}
-	c := smtplb.Config{Dial: h.net.DialContext}
-	for i, o := range opts {
-		addr := fmt.Sprintf("r%d.test:25", i)
-		h.relays = append(h.relays, h.net.NewServer(addr, o...))
-		c.Relays = append(c.Relays, smtplb.Relay{Name: fmt.Sprintf("r%d", i), Addr: addr, TLS: smtplb.TLSNone, Tier: i})
-	}
-	pool, err := smtplb.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.pool = pool
-	return h
-}
-
 // tiered makes each relay a tier of its own.
 func tiered(c *smtplb.Config) {
 	for i := range c.Relays {
@@ -159,7 +142,7 @@ func TestRequireAllIsNotSplit(t *testing.T) {
 // A relay that takes fewer at once is none for it, known or not.
 func TestRequireAllBeyondRcptMax(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		h := mixedHouse(t, []smtptest.Option{smtptest.WithExtensions("PIPELINING", "LIMITS RCPTMAX=2")}, nil)
+		h := mixed(t, []smtptest.Option{smtptest.WithExtensions("PIPELINING", "LIMITS RCPTMAX=2")}, nil)
 		defer h.close()
 		for _, want := range []string{"r0 r1", "r1"} { // once known it isn't even dialled
 			e := envelope(numbered(3)...)
@@ -284,7 +267,7 @@ func TestFailedNeedsEveryRelaysWord(t *testing.T) {
 		}
 	})
 	bubble(t, func(t *testing.T) {
-		h := mixedHouse(t, nil, []smtptest.Option{smtptest.WithTLS(), smtptest.WithAuth("user", "secret")})
+		h := mixed(t, nil, []smtptest.Option{smtptest.WithTLS(), smtptest.WithAuth("user", "secret")})
 		h.pool.Close()
 		pool, err := smtplb.New(smtplb.Config{Dial: h.net.DialContext, Relays: []smtplb.Relay{
 			{Name: "r0", Addr: "r0.test:25", TLS: smtplb.TLSNone},
@@ -312,7 +295,7 @@ func TestTooLargeForOne(t *testing.T) {
 		want string
 	}{{200000, "accepted"}, {50000, "failed"}, {100000, "failed"}, {0, "accepted"}} {
 		bubble(t, func(t *testing.T) {
-			h := mixedHouse(t, []smtptest.Option{smtptest.WithMaxSize(100000)}, []smtptest.Option{smtptest.WithMaxSize(test.size)})
+			h := mixed(t, []smtptest.Option{smtptest.WithMaxSize(100000)}, []smtptest.Option{smtptest.WithMaxSize(test.size)})
 			defer h.close()
 			e := envelope("first@example.com")
 			e.Prefer = "r1" // so that its SIZE is known

@@ -1,7 +1,7 @@
 package smtplb
 
 import (
-	"fmt"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -72,38 +72,27 @@ func (r *relay) trouble() string {
 	return text
 }
 
-// needs says, for an error, what d needs and the relay does not offer.
-func (r *relay) needs(d *delivery) string {
-	x := r.offers.Load()
-	switch {
-	case x == nil:
-		return ""
-	case d.msg.utf8 && !x.SMTPUTF8:
-		return r.name + " does not offer SMTPUTF8, which an address or a header needs"
-	case d.msg.eightBit && !x.EightBitMIME:
-		return r.name + " does not offer 8BITMIME, which the body needs"
-	case x.Size > 0 && d.msg.size > x.Size:
-		return fmt.Sprintf("%s takes %d bytes, and the message has %d", r.name, x.Size, d.msg.size)
-	case d.larger && x.Size > 0 && x.Size <= d.tooLargeFor:
-		return fmt.Sprintf("%s takes no more than the relay that refused the message for its size", r.name)
-	case d.env.RequireAll && x.RcptMax > 0 && len(d.rcpts) > x.RcptMax:
-		return fmt.Sprintf("%s takes %d recipients at a time, and all %d must go together", r.name, x.RcptMax, len(d.rcpts))
-	}
-	return ""
-}
-
-// incapable reports whether the relay is known, from its last EHLO, not to offer what d needs.
-func (r *relay) incapable(d *delivery) bool {
+// lacks tells what d needs and the relay, by its last EHLO, does not offer; nil where it may take d, or is not known.
+func (r *relay) lacks(d *delivery) error {
 	x := r.offers.Load()
 	if x == nil {
-		return false
+		return nil
 	}
-	lacks := d.msg.utf8 && !x.SMTPUTF8 ||
-		d.msg.eightBit && !x.EightBitMIME ||
-		x.Size > 0 && (d.msg.size > x.Size || d.larger && x.Size <= d.tooLargeFor) ||
-		d.env.RequireAll && x.RcptMax > 0 && len(d.rcpts) > x.RcptMax
-	return lacks && time.Since(x.at) < offerAge
+	need := session.Need{UTF8: d.msg.utf8, EightBit: d.msg.eightBit, Size: d.msg.size}
+	if d.env.RequireAll {
+		need.Together = len(d.rcpts)
+	}
+	err := x.Lacks(need)
+	if err == nil && d.larger && x.Size > 0 && x.Size <= d.tooLargeFor {
+		err = errNoLarger
+	}
+	if err != nil && time.Since(x.at) >= offerAge {
+		return nil
+	}
+	return err
 }
+
+var errNoLarger = errors.New("it takes no larger messages than the relay that refused this one for its size")
 
 // tier is the relays of one Relay.Tier: a range of Pool.relays.
 type tier struct {

@@ -84,15 +84,13 @@ func (p *Pool) Deliver(ctx context.Context, e *Envelope) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
-	for d.pending > 0 && len(d.receipt.Attempts) < d.maxAttempts {
-		if len(d.receipt.Attempts) > 0 {
-			if d.late(time.Now()) { // no failover in the last fifth of the caller's time
-				clear(d.denied)
-				if d.choose() == nil {
-					return d.nobody()
-				}
-				return context.DeadlineExceeded
+	for d.pending > 0 && len(d.receipt.Attempts) < p.maxAttempts {
+		if len(d.receipt.Attempts) > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
+			clear(d.denied)
+			if d.choose() == nil {
+				return d.nobody()
 			}
+			return context.DeadlineExceeded
 		}
 		waiting := time.Now()
 		t, permit, err := p.turn(ctx, d)
@@ -218,7 +216,7 @@ func (d *delivery) choose() *tier {
 
 // may reports whether r could take d now.
 func (d *delivery) may(r *relay) bool {
-	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.breaker.Ready() && !r.incapable(d)
+	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.breaker.Ready() && r.lacks(d) == nil
 }
 
 // mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
@@ -250,7 +248,7 @@ func (d *delivery) nobody() error {
 	now := time.Now()
 	var why []string
 	for _, r := range d.pool.relays {
-		if d.tried.Has(r.index) || r.incapable(d) {
+		if d.tried.Has(r.index) || r.lacks(d) != nil {
 			continue
 		}
 		untried = true

@@ -331,6 +331,34 @@ func parseExtensions(text string, ignore []string) (x Extensions, auth []string)
 	return x, auth
 }
 
+// Need is what a message needs of a relay.
+type Need struct {
+	UTF8     bool  // an address or a header needs SMTPUTF8
+	EightBit bool  // the message has bytes above 127
+	Size     int64 // in bytes, before dot-stuffing
+	Together int   // recipients that must go in one transaction; 0: any number at a time will do
+}
+
+var (
+	errNoUTF8     = errors.New("it does not offer SMTPUTF8 (RFC 6531), which an address or a header needs")
+	errNoEightBit = errors.New("it does not offer 8BITMIME (RFC 6152), which the body needs")
+)
+
+// Lacks reports what n needs and is not offered, nil where nothing is missing.
+func (x *Extensions) Lacks(n Need) error {
+	switch {
+	case n.UTF8 && !x.SMTPUTF8:
+		return errNoUTF8
+	case n.EightBit && !x.EightBitMIME:
+		return errNoEightBit
+	case x.RcptMax > 0 && n.Together > x.RcptMax:
+		return fmt.Errorf("it takes %d recipients at a time (LIMITS, RFC 9422), and all %d must go together", x.RcptMax, n.Together)
+	case x.Size > 0 && n.Size > x.Size:
+		return fmt.Errorf("it takes %d bytes, and the message has %d (SIZE, RFC 1870)", x.Size, n.Size)
+	}
+	return nil
+}
+
 // number reads a decimal number; anything else is 0, which stands for "not said" everywhere here.
 func number(s string) int64 {
 	s = strings.TrimSpace(s)

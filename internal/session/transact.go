@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -30,11 +29,10 @@ type Transaction struct {
 // Result is what happened in a transaction.
 type Result struct {
 	Rcpts     []reply.Reply // for each recipient; the zero Reply where none was read
-	Mail      reply.Reply
-	End       End  // what ended the transaction; StageRcpt with neither reply nor failure: no recipient was taken (or, with All, one was refused)
-	Committed bool // the terminator's dot may have reached the relay
-	Reused    bool // the connection had been used, or idle, before
-	First     bool // no byte of an answer had been received before End
+	End       End           // what ended the transaction; StageRcpt with neither reply nor failure: no recipient was taken (or, with All, one was refused)
+	Committed bool          // the terminator's dot may have reached the relay
+	Reused    bool          // the connection had been used, or idle, before
+	First     bool          // no byte of an answer had been received before End
 	Timings   Timings
 }
 
@@ -50,7 +48,11 @@ var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); retu
 // res is overwritten; its Rcpts are reused where they are large enough.
 func (c *Conn) Transact(ctx context.Context, tx *Transaction, res *Result) {
 	*res = Result{Rcpts: resize(res.Rcpts, len(tx.To)), Reused: c.uses > 0}
-	if missing := c.lacks(tx); missing != nil { // the connection is untouched
+	need := Need{UTF8: tx.UTF8, EightBit: tx.EightBit, Size: tx.Size}
+	if tx.All {
+		need.Together = len(tx.To)
+	}
+	if missing := c.ext.Lacks(need); missing != nil { // the connection is untouched
 		res.End = End{Stage: reply.StageMail, Failure: reply.FailCapability, Err: missing}
 		return
 	}
@@ -92,21 +94,6 @@ func resize(s []reply.Reply, n int) []reply.Reply {
 	s = s[:n]
 	clear(s)
 	return s
-}
-
-// lacks reports what the message needs and the relay does not offer.
-func (c *Conn) lacks(tx *Transaction) error {
-	switch {
-	case tx.UTF8 && !c.ext.SMTPUTF8:
-		return errors.New("the relay does not offer SMTPUTF8 (RFC 6531), which an address or a header needs")
-	case tx.EightBit && !c.ext.EightBitMIME:
-		return errors.New("the relay does not offer 8BITMIME (RFC 6152), which the body needs")
-	case tx.All && c.ext.RcptMax > 0 && len(tx.To) > c.ext.RcptMax:
-		return fmt.Errorf("the relay takes %d recipients at a time (LIMITS, RFC 9422), and all %d must go together", c.ext.RcptMax, len(tx.To))
-	case c.ext.Size > 0 && tx.Size > c.ext.Size:
-		return fmt.Errorf("the message has %d bytes, the relay takes %d (SIZE, RFC 1870)", tx.Size, c.ext.Size)
-	}
-	return nil
 }
 
 // transaction is a Transact under way.
@@ -351,9 +338,7 @@ func (t *transaction) readReply(i, next int) (end *End, done bool) {
 	}
 	if r.Code == 421 { // RFC 5321 §3.8: the relay closes now
 		c.broken = true
-		if stage == reply.StageMail {
-			t.res.Mail = r
-		} else {
+		if stage == reply.StageRcpt {
 			t.res.Rcpts[i-1] = r
 		}
 		return &End{Stage: stage, Reply: r}, true
@@ -362,7 +347,6 @@ func (t *transaction) readReply(i, next int) (end *End, done bool) {
 		return c.give(reply.FailOutOfStep, fmt.Errorf("%v answered with %v", stage, r)), true
 	}
 	if stage == reply.StageMail {
-		t.res.Mail = r
 		if r.Positive() {
 			return nil, false
 		}
