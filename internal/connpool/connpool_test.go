@@ -236,7 +236,7 @@ func (w *world) wait(lanes ...int) *wait {
 	ctx, cancel := context.WithCancelCause(w.t.Context())
 	q := &wait{w: w, cancel: cancel}
 	go func() {
-		t, err := w.Wait(ctx, set(lanes...))
+		t, err := w.Wait(ctx, set(lanes...), nil)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		q.turn, q.err, q.done = t, err, true
@@ -580,7 +580,7 @@ func TestStrings(t *testing.T) {
 		"down": down, "once": once, "up": up, "invalid state": up + 1,
 		"broken": connpool.ReasonBroken, "dead": connpool.ReasonDead, "idle": connpool.ReasonIdle,
 		"age": connpool.ReasonAge, "uses": connpool.ReasonUses, "trimmed": connpool.ReasonTrimmed,
-		"closed": connpool.ReasonClosed, "invalid reason": connpool.ReasonClosed + 1,
+		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "invalid reason": connpool.ReasonClosed + 1,
 	} {
 		if got.String() != want {
 			t.Errorf("%q, want %q", got, want)

@@ -202,7 +202,7 @@ func (c *crowd) take(r *rand.Rand) *fakeTurn {
 	q.tick = c.tick
 	c.waiters[q] = true
 	c.mu.Unlock()
-	turn, err := c.Wait(ctx, set(q.lanes...))
+	turn, err := c.Wait(ctx, set(q.lanes...), nil)
 	c.mu.Lock()
 	delete(c.waiters, q)
 	closed := c.closed
@@ -421,7 +421,7 @@ func TestOnceRaces(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), d)
 					defer cancel()
-					if turn, err := w.Wait(ctx, set(0, 1)); err == nil {
+					if turn, err := w.Wait(ctx, set(0, 1), nil); err == nil {
 						granted.Add(1)
 						turns <- turn
 					}
@@ -506,7 +506,7 @@ func TestStress(t *testing.T) {
 		} else {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(300))*time.Microsecond)
 			var err error
-			turn, err = p.Wait(ctx, []uint64{rand.Uint64N(1 << lanes)})
+			turn, err = p.Wait(ctx, []uint64{rand.Uint64N(1 << lanes)}, nil)
 			cancel()
 			switch {
 			case errors.Is(err, connpool.ErrNoLane):
