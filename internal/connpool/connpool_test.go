@@ -225,18 +225,27 @@ func (w *world) wantStats(lane, held, idle, waiting int) {
 type wait struct {
 	w      *world
 	cancel context.CancelCauseFunc
-	done   bool // under w.mu
+	rider  *connpool.Rider // its load is the wait itself
+	done   bool            // under w.mu
 	turn   *fakeTurn
 	err    error
 }
 
 // wait must run in a bubble; it returns when the call has returned or waits.
-func (w *world) wait(lanes ...int) *wait {
+func (w *world) wait(lanes ...int) *wait { return w.waitAs(nil, lanes) }
+
+// waitToRide is wait with the offer to ride.
+func (w *world) waitToRide(lanes ...int) *wait { return w.waitAs(&connpool.Rider{}, lanes) }
+
+func (w *world) waitAs(r *connpool.Rider, lanes []int) *wait {
 	w.t.Helper()
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	q := &wait{w: w, cancel: cancel}
+	q := &wait{w: w, cancel: cancel, rider: r}
+	if r != nil {
+		r.Load = q
+	}
 	go func() {
-		t, err := w.Wait(ctx, set(lanes...), nil)
+		t, err := w.Wait(ctx, set(lanes...), r)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		q.turn, q.err, q.done = t, err, true
