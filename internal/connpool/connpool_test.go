@@ -26,6 +26,7 @@ type fakeConn struct {
 	closes  int
 	why     connpool.Reason
 	dropped bool // by its holder
+	begun   any  // whose work was begun on it, and is not finished
 }
 
 func (c *fakeConn) String() string { return fmt.Sprintf("conn %d", c.id) }
@@ -77,12 +78,16 @@ type retirement struct {
 
 // newRetiringWorld has a pool that retires connections: they count as closed at
 // once, and are gone when the method gone is called.
-func newRetiringWorld(t testing.TB) *world {
+func newRetiringWorld(t testing.TB, patience time.Duration) *world {
 	w := &world{t: t}
 	cfg := w.config()
+	cfg.Patience = patience
 	cfg.Retire = func(c *fakeConn, why connpool.Reason, gone func()) bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if c.begun != nil {
+			t.Errorf("%v is retired, though somebody's work was begun on it", c)
+		}
 		if w.declines {
 			return false
 		}

@@ -358,7 +358,7 @@ func TestRiderComesBack(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newRetiringWorld(t) // and none is retired
+				w := newRetiringWorld(t, 0) // and none is retired
 				w.AddLane(limits{Max: 1, MaxUses: 3}, up)
 				a := w.fresh(0, 1)[0]
 				q := w.waitToRide(0)
