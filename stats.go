@@ -44,7 +44,7 @@ type RelayStats struct {
 
 	Opened uint64            // connections made
 	Reused uint64            // times an idle connection was used again
-	Closed map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed"
+	Closed map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "left", "closed"
 }
 
 // relayCounts are the counters behind RelayStats.
