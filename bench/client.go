@@ -62,6 +62,7 @@ var entries = []entry{
 	{identity{"smtplb", "b"}, nil, openSmtplbB},
 	{identity{"smtplb", "c"}, plain, openSmtplbC},
 	{identity{"smtplb", "DeliverAll"}, plain, openSmtplbAll},
+	{identity{"smtplb", "d"}, func(w *work) bool { return plain(w) && w.conns == 1 && w.rtt == 0 }, openSmtplbD},
 	{identity{"bound-b", "b"}, plain, openBoundB},
 	{identity{"bound-c", "c"}, func(w *work) bool { return plain(w) && !w.noPipelining }, openBoundC},
 }

@@ -70,7 +70,7 @@ func (c *smtplbCrowd) turn(ctx context.Context, q *quota) (turn, error) {
 
 // openSmtplbB: no message's envelope goes out behind another's body.
 func openSmtplbB(s *setup) (client, error) {
-	p, err := newPool(s, func(r *smtplb.Relay) { _ = r })
+	p, err := newPool(s, func(r *smtplb.Relay) { r.NoRiding = true })
 	if err != nil {
 		return nil, err
 	}
@@ -91,11 +91,19 @@ func openSmtplbC(s *setup) (client, error) {
 	return deliverers(s, p, callers(s.work)), nil
 }
 
+// openSmtplbD: the message goes by BDAT.
+func openSmtplbD(s *setup) (client, error) {
+	p, err := newPool(s, func(r *smtplb.Relay) { r.Chunking = true })
+	if err != nil {
+		return nil, err
+	}
+	return deliverers(s, p, s.work.workers), nil
+}
+
 // smtplbBulk is DeliverAll.
 type smtplbBulk struct {
 	pool     *smtplb.Pool
 	envelope *smtplb.Envelope
-	inFlight int
 }
 
 func openSmtplbAll(s *setup) (client, error) {
@@ -103,7 +111,7 @@ func openSmtplbAll(s *setup) (client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &smtplbBulk{p, s.letter.envelope(), callers(s.work)}, nil
+	return &smtplbBulk{p, s.letter.envelope()}, nil
 }
 
 func (b *smtplbBulk) close() { b.pool.Close() }
@@ -116,8 +124,12 @@ func (b *smtplbBulk) turn(ctx context.Context, q *quota) (turn, error) {
 			for q.more() && yield(b.envelope) {
 			}
 		}
-		for e := range all {
-			_, mine.err = b.pool.Deliver(ctx, e)
+		for r := range b.pool.DeliverAll(ctx, all, smtplb.Bulk{}) {
+			if r.Err != nil {
+				mine.err = r.Err
+				q.failed.Store(true) // no more is taken; what is in flight comes out
+				continue
+			}
 			mine.sent++
 		}
 	})
