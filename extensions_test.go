@@ -261,6 +261,7 @@ func TestRideOfARefusedRecipient(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 1, func(c *smtplb.Config) { c.Relays[0].Conns.Max = 1 })
 		defer h.close()
+		h.net.SetLatency(5*time.Millisecond, 5*time.Millisecond) // time for others to queue up
 		h.relays[0].On(smtptest.Rcpt).For("gone@example.com").Reply(550, "5.1.1 No such user")
 		seq := func(yield func(*smtplb.Envelope) bool) {
 			for i := range 60 {
@@ -301,4 +302,3 @@ func TestRideOfARefusedRecipient(t *testing.T) {
 		}
 	})
 }
-
