@@ -339,6 +339,16 @@ func (c *Conn) give(f reply.Failure, err error) *End {
 	return &End{Stage: c.stage, Failure: f, Err: err}
 }
 
+// unasked ends an operation before a command of stage, because something that nobody asked for lies in the buffer. A 421 may come
+// at any time (RFC 5321 §3.8), and is as good as an answer to that command; anything else is out of step.
+func (c *Conn) unasked(stage reply.Stage) *End {
+	c.begin(stage, salvageTime) // it may not be there whole
+	if r, err := c.rd.Read(); err == nil && r.Code == 421 {
+		return c.refused(r)
+	}
+	return c.give(reply.FailOutOfStep, errUnasked)
+}
+
 func classify(err error) reply.Failure {
 	var (
 		malformed *reply.MalformedError

@@ -144,8 +144,7 @@ func (t *transaction) pipelined() *End {
 	for next := 0; next <= last; {
 		first := next
 		if c.rd.Buffered() > 0 {
-			c.stage = t.stageOf(first)
-			return c.give(reply.FailOutOfStep, errUnasked)
+			return c.unasked(t.stageOf(first))
 		}
 		reset, most := c.needReset && first == 0, maxGroupCommands
 		t.buf = t.buf[:0]
@@ -203,8 +202,7 @@ func (t *transaction) stepwise() *End {
 	}
 	for i := 0; i <= len(t.tx.To); i++ {
 		if c.rd.Buffered() > 0 {
-			c.stage = t.stageOf(i)
-			return c.give(reply.FailOutOfStep, errUnasked)
+			return c.unasked(t.stageOf(i))
 		}
 		t.buf = t.buf[:0]
 		t.appendCommand(i)
@@ -227,8 +225,7 @@ func (t *transaction) stepwise() *End {
 // data sends DATA alone and reads its reply.
 func (t *transaction) data() *End {
 	if t.c.rd.Buffered() > 0 {
-		t.c.stage = reply.StageData
-		return t.c.give(reply.FailOutOfStep, errUnasked)
+		return t.c.unasked(reply.StageData)
 	}
 	t.buf = append(t.buf[:0], "DATA\r\n"...)
 	t.c.begin(reply.StageData, t.c.cfg.Timeouts.Data)
