@@ -17,12 +17,12 @@ import (
 )
 
 var (
-	staleCycles = flag.Int("stale.cycles", 6000, "how many times TestStaleCycles lets a plain connection idle and uses it again; over TLS it is a fiftieth of that")
+	staleCycles = flag.Int("stale.cycles", 10_000, "how many times TestStaleCycles lets a plain connection idle and uses it again; over TLS it is a fiftieth of that")
 	staleFirst  = flag.Uint64("stale.first", 1, "the first seed of TestStaleCycles")
 )
 
 // How many cycles are run with one relay and pool.
-const staleRun, staleRunTLS = 500, 10
+const staleRun, staleRunTLS = 250, 10
 
 // TestStaleCycles sends over connections that idled before, to relays that give idle connections up in every way there is, at moments
 // around the limits of both sides. That is nobody's fault: no error reaches the caller, each message is stored once, nothing counts
@@ -30,16 +30,16 @@ const staleRun, staleRunTLS = 500, 10
 func TestStaleCycles(t *testing.T) {
 	seed := *staleFirst
 	for _, secure := range []bool{false, true} {
-		name, cycles, each := "plain", *staleCycles, staleRun
+		name, cycles, each, again := "plain", *staleCycles, staleRun, staleRun
 		if secure {
-			name, cycles, each = "TLS", *staleCycles/50, staleRunTLS
+			name, cycles, each, again = "TLS", *staleCycles/50, staleRunTLS, staleRunTLS*50
 		}
 		t.Run(name, func(t *testing.T) {
 			var sum staleSum
 			for n := 0; n < cycles; n += each {
 				synctest.Test(t, func(t *testing.T) { newStale(t, seed, secure, min(each, cycles-n)).run(&sum) })
 				if t.Failed() {
-					t.Fatalf("seed %d; again: go test -run 'TestStaleCycles/%s' -stale.first=%d -stale.cycles=%d .", seed, name, seed, staleRun)
+					t.Fatalf("seed %d; again: go test -run 'TestStaleCycles/%s' -stale.first=%d -stale.cycles=%d .", seed, name, seed, again)
 				}
 				seed++
 			}
@@ -109,6 +109,7 @@ var goodbyes = []goodbye{
 		s.On(smtptest.Rset).Every(n).Reply(421, "4.3.2 See you later")
 	}},
 	{"reset at RSET", nil, func(s *smtptest.Server, _ time.Duration, n int) { s.On(smtptest.Rset).Every(n).Drop() }},
+	{"reset behind the answer to RSET", nil, func(s *smtptest.Server, _ time.Duration, n int) { s.On(smtptest.Rset).Every(n).ThenDrop() }},
 	{"421 so long after the greeting", nil, func(s *smtptest.Server, after time.Duration, _ int) {
 		var mu sync.Mutex
 		begun := map[int]time.Time{}
