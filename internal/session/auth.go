@@ -211,7 +211,7 @@ func (c *Conn) redact(err error) error {
 
 func (c *Conn) redactText(s string) string {
 	for _, secret := range c.secrets {
-		s = strings.ReplaceAll(s, secret, "[redacted]")
+		s = strings.ReplaceAll(s, secret, redacted)
 	}
 	return s
 }

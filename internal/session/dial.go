@@ -130,6 +130,9 @@ func (c *Conn) greet(ctx context.Context, refused error, t *Timings) *End {
 	if c.hasCredentials() {
 		t.Auth = time.Since(begun)
 	}
+	if c.cfg.Auth != nil && c.cfg.Secrets != nil && len(c.secrets) > 0 {
+		c.cfg.tell(c.secrets)
+	}
 	c.mechs, c.secrets = nil, nil // not needed again
 	return end
 }
@@ -207,7 +210,7 @@ func (c *Conn) command(stage reply.Stage, timeout time.Duration, line string) (r
 func (c *Conn) salvage(werr error) (reply.Reply, *End) {
 	if c.stopCause() == nil {
 		c.setDeadline(time.Now().Add(salvageTime))
-		if r, err := c.rd.Read(); err == nil {
+		if r, err := c.read(); err == nil {
 			return r, nil
 		}
 	}

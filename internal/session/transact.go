@@ -462,7 +462,7 @@ func (t *transaction) early() *End {
 		return nil
 	}
 	c.begin(reply.StageBody, salvageTime)
-	r, err := c.rd.Read()
+	r, err := c.read()
 	if err != nil {
 		return c.fail(err)
 	}
@@ -517,7 +517,7 @@ func (t *transaction) finalReply(r reply.Reply) *End {
 		// Some relays say 421 for the connection while the answer to the message is still on its way: a 2xx that follows is the truth.
 		c.broken = true
 		c.setDeadline(time.Now().Add(salvageTime))
-		if after, err := c.rd.Read(); err == nil && after.Positive() {
+		if after, err := c.read(); err == nil && after.Positive() {
 			r = after
 		}
 	}
