@@ -70,6 +70,8 @@ type Config struct {
 
 	Ignore   []string // EHLO keywords that are treated as not offered, upper case
 	Timeouts Timeouts
+
+	Secrets *Secrets // what the relay was told in AUTH; nil: it is not looked for in later replies
 }
 
 // End says where and how a dial or a transaction ended.
@@ -299,7 +301,7 @@ func (c *Conn) expect(stage reply.Stage, timeout time.Duration) (reply.Reply, *E
 	case !c.armed || stage != c.stage:
 		c.begin(stage, timeout)
 	}
-	r, err := c.rd.Read()
+	r, err := c.read()
 	if err != nil {
 		return reply.Reply{}, c.fail(err)
 	}
@@ -312,8 +314,8 @@ func (c *Conn) fail(err error) *End {
 	c.broken = true
 	e := &End{Stage: c.stage, Failure: classify(err), Err: err}
 	var malformed *reply.MalformedError
-	if c.stage == reply.StageAuth && errors.As(err, &malformed) { // its excerpt may repeat what we sent
-		e.Err = &reply.MalformedError{Reason: malformed.Reason}
+	if errors.As(err, &malformed) {
+		e.Err = c.cleaned(malformed)
 	}
 	if cause := c.stopCause(); cause != nil {
 		e.Err = cause
@@ -347,6 +349,16 @@ func (c *Conn) longWait(had time.Duration) bool {
 func (c *Conn) give(f reply.Failure, err error) *End {
 	c.broken = true
 	return &End{Stage: c.stage, Failure: f, Err: err}
+}
+
+// unasked ends an operation before a command of stage, because something that nobody asked for lies in the buffer. A 421 may come
+// at any time (RFC 5321 §3.8), and is as good as an answer to that command; anything else is out of step.
+func (c *Conn) unasked(stage reply.Stage) *End {
+	c.begin(stage, salvageTime) // it may not be there whole
+	if r, err := c.read(); err == nil && r.Code == 421 {
+		return c.refused(r)
+	}
+	return c.give(reply.FailOutOfStep, errUnasked)
 }
 
 func classify(err error) reply.Failure {
