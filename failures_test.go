@@ -1,0 +1,522 @@
+package smtplb_test
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
+)
+
+// cell is one cell of the failure matrix, and the way in which it is brought about.
+type cell struct {
+	stage, fault string
+	reused       bool
+	tls, mode    string
+	lone         bool // no other relay
+
+	all    bool // at RCPT: everybody is refused, not one of several
+	stored bool // after the end of the message: the relay has stored it
+	late   bool // at EHLO with STARTTLS: the second one
+	alert  bool // a TLS error: an alert, not a record that was tampered with
+}
+
+func (c cell) name() string {
+	b := []string{c.mode, c.tls, "new"}
+	if c.reused {
+		b[2] = "reused"
+	}
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{c.lone, "alone"}, {c.all, "all"}, {c.stored, "stored"}, {c.late, "underTLS"}, {c.alert, "alert"}} {
+		if f.set {
+			b = append(b, f.name)
+		}
+	}
+	return strings.Join(b, ",")
+}
+
+// before reports whether the cell's stage comes before another one.
+func (c cell) before(stage string) bool { return stageNumber(c.stage) < stageNumber(stage) }
+
+func stageNumber(name string) int {
+	for i, s := range matrixStages {
+		if s.name == name {
+			return i
+		}
+	}
+	panic("no stage " + name)
+}
+
+// expects returns what the table says of the cell: a cell's three words, or why it can't be.
+func (r failureRow) expects(c cell) string {
+	if c.before("mail") {
+		switch c.mode {
+		case "rider":
+			return ridesOnOpen
+		case "driver":
+			return notYetRidden
+		}
+	}
+	for _, key := range []string{c.tls, c.mode} {
+		if s, ok := r.but[key]; ok {
+			return s
+		}
+	}
+	if c.reused && r.reused != "" {
+		return r.reused
+	}
+	return r.fresh
+}
+
+// ways are the ways in which c can be brought about.
+func (c cell) ways() []cell {
+	list := []cell{c}
+	fork := func(when bool, change func(*cell)) {
+		if !when {
+			return
+		}
+		for _, x := range list {
+			change(&x)
+			list = append(list, x)
+		}
+	}
+	refusal := c.fault == "4xx" || c.fault == "5xx"
+	fork(c.stage == "rcpt" && refusal, func(x *cell) { x.all = true })
+	fork(c.stage == "final" && !refusal && c.fault != "421", func(x *cell) { x.stored = true })
+	fork(c.stage == "ehlo" && c.tls == "starttls" && c.fault != "TLS error", func(x *cell) { x.late = true })
+	if c.stage == "ehlo" && c.tls == "starttls" && c.fault == "TLS error" {
+		list[0].late = true
+	}
+	// An alert answers bytes behind the command, which can't be put behind one of a group.
+	ends := c.mode == "stepwise" || c.stage == "data" || c.stage == "final" || c.before("mail")
+	fork(c.fault == "TLS error" && ends && c.stage != "body" && c.stage != "tls", func(x *cell) { x.alert = true })
+	fork(c.fault == "TLS error" && c.stage == "tls", func(x *cell) { x.alert = true })
+	fork(true, func(x *cell) { x.lone = true })
+	return list
+}
+
+var serverStages = map[string]smtptest.Stage{
+	"tls": smtptest.TLSHandshake, "banner": smtptest.Banner, "ehlo": smtptest.Ehlo, "starttls": smtptest.StartTLS, "auth": smtptest.Auth, "mail": smtptest.Mail,
+	"rcpt": smtptest.Rcpt, "data": smtptest.Data, "body": smtptest.Body, "final": smtptest.EndOfData, "rset": smtptest.Rset, "quit": smtptest.Quit,
+}
+
+// success is what a relay says at a stage when all is well.
+var success = map[string]int{"banner": 220, "starttls": 220, "auth": 235, "data": 354, "quit": 221}
+
+// arrange scripts the fault, once. What it returns tells whether it has happened.
+func (c cell) arrange(s *scene) (happened func() bool) {
+	if c.stage == "dial" {
+		if c.fault == "timeout" {
+			s.net.Blackhole(addrA, true)
+			return func() bool { s.net.Blackhole(addrA, false); return true }
+		}
+		s.refuseDial.Store(true)
+		return func() bool { return !s.refuseDial.Load() }
+	}
+	times := 1
+	if c.all {
+		times = 2
+	}
+	r := s.a.On(serverStages[c.stage]).Times(times)
+	var armed func()
+	switch c.fault {
+	case "4xx":
+		r.Reply(451, "not now")
+	case "5xx":
+		r.Reply(550, "no")
+	case "421":
+		r.Reply(421, "closing")
+	case "timeout":
+		r.Stall()
+	case "EOF":
+		r.DropFIN()
+	case "RST":
+		r.Drop()
+	case "malformed":
+		r.Raw("garbage\r\n")
+	case "TLS error":
+		switch code := success[c.stage]; {
+		case c.stage == "tls" && c.alert:
+			r.Raw("\x15\x03\x03\x00\x02\x02\x28") // handshake_failure, in clear
+		case c.alert:
+			armed = s.alert
+			r.Raw("")
+		default: // what was said before is on its way by then, and the reply is not
+			armed = func() { time.AfterFunc(time.Millisecond, func() { s.tamper.Store(true) }) }
+			r.Delay(2 * time.Millisecond)
+			if code == 0 {
+				code = 250
+			}
+			if c.stage != "tls" && c.stage != "ehlo" {
+				r.Reply(code, "well")
+			}
+		}
+	}
+	if c.stage == "tls" { // else it would lie behind the reply to STARTTLS, which is another matter
+		r.Delay(2 * time.Millisecond)
+	}
+	if c.stage == "body" {
+		r.After(10)
+	}
+	if c.stage == "final" {
+		if c.stored {
+			r.Stored()
+		} else {
+			r.Unstored()
+		}
+	}
+	r.If(func(e *smtptest.Event) bool {
+		switch {
+		case c.stage == "ehlo" && c.tls == "starttls" && e.TLS != c.late, c.stage == "rcpt" && e.Rcpt != "y@example.com" && !(c.all && e.Rcpt == "x@example.com"):
+			return false
+		case armed != nil && r.Fired() == 0:
+			armed()
+		}
+		return true
+	})
+	return func() bool { return r.Fired() > 0 }
+}
+
+// patience is how long the pool waits for the relay in the cell.
+func (c cell) patience() time.Duration {
+	if c.fault != "timeout" {
+		return 0
+	}
+	switch t := matrixTimeouts; c.stage {
+	case "dial":
+		return t.Dial
+	case "tls", "starttls":
+		return t.TLS
+	case "banner", "ehlo", "auth":
+		return t.Greeting
+	case "mail", "rcpt", "data":
+		return t.Command
+	case "body":
+		return t.Body + 2*time.Second // in which it looks for a word behind a write that failed
+	case "final":
+		return t.Final
+	case "rset":
+		if c.mode == "stepwise" {
+			return 20 * time.Second
+		}
+		return t.Command
+	}
+	return 0
+}
+
+// faultOf is what an attempt's error says of a fault: a code, or the failure.
+func (c cell) isTold(err *smtplb.RelayError) bool {
+	switch c.fault {
+	case "4xx":
+		return err.Reply.Code == 451 || c.all && err.Reply.Code == 550 // of the others
+	case "5xx":
+		return err.Reply.Code == 550
+	case "421":
+		return err.Reply.Code == 421
+	case "EOF", "RST": // a write that fails tells as little of which it was as a read that does
+		return err.Failure == "eof" || err.Failure == "reset" || c.stage == "dial" && err.Failure == "connect"
+	case "malformed":
+		return err.Failure == "malformed" || c.stage == "tls" && err.Failure == "tls"
+	case "TLS error":
+		return err.Failure == "tls"
+	}
+	return err.Failure == c.fault
+}
+
+// TestFailureMatrix brings about every cell of failureTable with a pool of two relays, and with one of the faulty relay alone. It checks the outcome for each recipient, who was tried,
+// what the breaker counted, what became of the connection, how long it took, what the relays stored, and that nothing was sent
+// that a relay could take for a message which the pool says it doesn't have.
+func TestFailureMatrix(t *testing.T) {
+	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+	var done, impossible atomic.Int64
+	t.Run("table", func(t *testing.T) {
+		for _, row := range failureTable {
+			t.Run(row.stage+"/"+row.fault, func(t *testing.T) {
+				t.Parallel()
+				slots <- struct{}{}
+				defer func() { <-slots }()
+				for _, mode := range matrixModes {
+					for _, secured := range matrixTLS {
+						for _, reused := range []bool{false, true} {
+							c := cell{stage: row.stage, fault: row.fault, reused: reused, tls: secured, mode: mode.name}
+							want := row.expects(c)
+							if strings.HasPrefix(want, "– ") {
+								impossible.Add(1)
+								continue
+							}
+							for _, c := range c.ways() {
+								t.Run(c.name(), func(t *testing.T) {
+									synctest.Test(t, func(t *testing.T) { c.run(t, want) })
+								})
+								done.Add(1)
+							}
+						}
+					}
+				}
+			})
+		}
+	})
+	t.Logf("%d cells in all their ways; %d can't be", done.Load(), impossible.Load())
+}
+
+func (c cell) run(t *testing.T, want string) {
+	var w words3
+	if n, err := fmt.Sscan(want, &w.move, &w.blame, &w.conn); n != 3 {
+		t.Fatalf("the table says %q: %v", want, err)
+	}
+	switch c.mode {
+	case "stepwise", "pipelined":
+		c.alone(t, w)
+	}
+}
+
+// words3 are the three words of a cell.
+type words3 struct{ move, blame, conn string }
+
+// alone is a cell in which one message is under way.
+func (c cell) alone(t *testing.T, want words3) {
+	set := setting{tls: c.tls, stepwise: c.mode == "stepwise", lone: c.lone, auth: c.stage == "auth"}
+	if c.stage == "body" {
+		set.buffer = 32 << 10
+	}
+	if c.stage == "quit" {
+		set.uses = 1
+		if c.reused {
+			set.uses = 2
+		}
+	}
+	s := newScene(t, set)
+	defer s.close()
+
+	outcomes, bodies := 0, 0 // that A's breaker has to count; messages that A gets whole
+	if c.stage == "rset" {   // an envelope that is refused
+		s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
+		s.deliver(nil, "warm@example.com")
+		outcomes++
+	} else if c.reused {
+		if _, err := s.deliver(nil, "warm@example.com"); err != nil {
+			t.Fatal(err)
+		}
+		outcomes++
+		bodies++
+	}
+	to := []string{"x@example.com", "y@example.com"}
+	if !c.lone {
+		to = append([]string{"gone@example.com"}, to...)
+		s.a.On(smtptest.Rcpt).For("gone@example.com").Reply(550, "5.1.1 No such user")
+	}
+	if c.stage == "body" {
+		s.text = longPoison
+	}
+	before := s.statsA()
+	happened := c.arrange(s)
+	begun := time.Now()
+	r, err := s.deliver(preferA, to...)
+	took := time.Since(begun)
+	if c.stage == "quit" { // it goes out in the background, and has a second
+		time.Sleep(time.Second)
+		synctest.Wait()
+	}
+	s.text = poison
+	if !happened() {
+		t.Fatalf("it didn't happen: %v: %v", r, err)
+	}
+	s.checkOutcome(c, want, r, err)
+	if d := c.patience(); took < d || took > d+10*time.Millisecond {
+		t.Errorf("it took %v, want %v", took, d)
+	}
+	if want.move == "R" || want.move == "I" || c.stage == "final" || c.stage == "rcpt" && !c.all && (c.fault == "4xx" || c.fault == "5xx") {
+		bodies++
+	}
+
+	after := s.statsA()
+	s.checkBooks(want, before, after)
+	switch want.blame {
+	case "=", "+":
+		outcomes++
+	case ".":
+		if want.move == "R" || want.move == "I" { // the message was accepted
+			outcomes++
+		}
+	}
+	if want.blame == "!" {
+		s.master()
+		s.onTheWire(bodies)
+		return
+	}
+	s.checkConnection(c, want)
+	outcomes++
+	bodies++
+	s.onTheWire(bodies)
+	if got := s.counted(); got != outcomes {
+		t.Errorf("A's breaker has counted %d outcomes, want %d", got, outcomes)
+	}
+	s.master()
+	if t.Failed() {
+		t.Logf("want %v\n%v: %v\n%s", want, r, err, s.a.Transcript())
+	}
+}
+
+// checkOutcome holds a receipt against the table.
+func (s *scene) checkOutcome(c cell, want words3, r *smtplb.Receipt, err error) {
+	s.Helper()
+	named := !c.before("rcpt") && c.before("rset") || want.move == "R" || want.move == "I" // A has been told the recipients
+	one := c.stage == "rcpt" && !c.all && (c.fault == "4xx" || c.fault == "5xx")
+	outcomes := map[string]smtplb.Outcome{}
+	next := false
+	for _, x := range r.Recipients {
+		move := want.move
+		switch {
+		case x.Addr == "gone@example.com" && named:
+			move = "P"
+		case one && x.Addr == "x@example.com":
+			move = "I"
+		}
+		o, relay := smtplb.Accepted, "a"
+		switch move {
+		case "F", "Fr":
+			next = true
+			switch {
+			case !c.lone:
+				relay = "b"
+			case move == "Fr":
+				o = smtplb.Failed
+			default:
+				o = smtplb.Deferred
+			}
+		case "P":
+			o = smtplb.Failed
+		case "D":
+			o = smtplb.Deferred
+		case "A":
+			o = smtplb.Unknown
+		}
+		outcomes[x.Addr] = o
+		if x.Outcome != o || x.Relay != relay {
+			s.Errorf("%s is %v (%s), want %v (%s)", x.Addr, x.Outcome, x.Relay, o, relay)
+		}
+		if (x.Err() == nil) != (o == smtplb.Accepted) {
+			s.Errorf("%s is %v with the error %v", x.Addr, x.Outcome, x.Err())
+		}
+		if (x.RetryAfter > 0) != (x.Outcome == smtplb.Deferred) {
+			s.Errorf("%s is %v and to be tried again after %v", x.Addr, x.Outcome, x.RetryAfter)
+		}
+		if inA, _ := s.stores(x.Addr); o == smtplb.Unknown && (inA > 0) != c.stored {
+			s.Errorf("%s is stored %d times in a, and the relay was told otherwise", x.Addr, inA)
+		}
+	}
+	if got, want := mainClasses(err), wantClasses(outcomes); got != want || (err == nil) != (want == "") {
+		s.Errorf("the error is %q, want %q: %v", got, want, err)
+	}
+	tried := "a"
+	if next && !c.lone {
+		tried = "a b"
+	}
+	if got := relaysTried(r); got != tried {
+		s.Fatalf("%s were tried, want %s", got, tried)
+	}
+	a := r.Attempts[0]
+	if a.Reused != c.reused || a.Redialed != (want.move == "R") {
+		s.Errorf("the attempt reused %v, redialed %v", a.Reused, a.Redialed)
+	}
+	if took := want.move == "R" || want.move == "I" || one; took != (a.Err == nil) {
+		s.Errorf("the attempt's error is %v", a.Err)
+	} else if !took {
+		var re *smtplb.RelayError
+		if !errors.As(a.Err, &re) || string(re.Stage) != c.toldStage() || string(a.Stage) != c.toldStage() || !c.isTold(re) {
+			s.Errorf("the attempt ended at %s, and its error is %+v", a.Stage, a.Err)
+		}
+	}
+}
+
+// toldStage is the stage that errors name.
+func (c cell) toldStage() string {
+	switch {
+	case c.stage == "rset": // its part in an envelope is MAIL's beginning
+		return "mail"
+	case c.stage == "starttls" && c.fault == "TLS error":
+		return "tls"
+	}
+	return c.stage
+}
+
+// checkBooks holds A's figures against the table.
+func (s *scene) checkBooks(want words3, before, after smtplb.RelayStats) {
+	s.Helper()
+	faults, state, redials := uint64(0), "closed", uint64(0)
+	switch want.blame {
+	case "+":
+		faults = 1
+	case "!":
+		faults, state = 1, "open"
+	}
+	if want.move == "R" {
+		redials = 1
+	}
+	if got := after.Faults - before.Faults; got != faults {
+		s.Errorf("%d faults were counted, want %d", got, faults)
+	}
+	if after.State != state || after.Cooling != (want.blame == "~") {
+		s.Errorf("A is %s (%s), cooling %v", after.State, after.Reason, after.Cooling)
+	}
+	if got := after.Redials - before.Redials; got != redials {
+		s.Errorf("%d redials, want %d", got, redials)
+	}
+	if got := after.Attempts - before.Attempts; got != 1 {
+		s.Errorf("%d attempts at A, want 1", got)
+	}
+	if want.blame == "!" {
+		if d := time.Until(after.RetryAt); d < 4*time.Minute || d > 6*time.Minute {
+			s.Errorf("A is open for %v", d)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if fmt.Sprint(s.states) != "[open]" {
+			s.Errorf("the hook was told %v", s.states)
+		}
+	}
+}
+
+// checkConnection sends another message over A, and sees over which connection.
+func (s *scene) checkConnection(c cell, want words3) {
+	s.Helper()
+	wires := s.wires()
+	used := 1 // the number of the connection that the cell used
+	if !strings.Contains("dial", c.stage) && (len(wires) < used) {
+		s.Fatalf("there were %d connections", len(wires))
+	}
+	s.a.ClearScript()
+	if c.stage != "dial" {
+		if closed := wires[0].isClosed(); closed != (want.conn == "X") {
+			s.Errorf("the connection is closed: %v", closed)
+		}
+	}
+	refused := (want.move == "F" || want.move == "Fr" || want.move == "P") && want.conn == "K" && !(c.stage == "rcpt" && !c.all)
+	last := len(wires)
+	if want.conn == "X" && want.move != "R" {
+		last++
+	}
+	resets := s.a.Stats().Commands["RSET"]
+	r, err := s.deliver(preferA, "after@example.com")
+	if err != nil || relaysTried(r) != "a" {
+		s.Fatalf("the next message: %v: %v", r, err)
+	}
+	if got := r.Attempts[0].Reused; got != (want.conn == "K" || want.move == "R") {
+		s.Errorf("the next message reuses a connection: %v", got)
+	}
+	m := s.a.Messages()
+	if got := m[len(m)-1].Conn; got != len(s.wires()) || got != last {
+		s.Errorf("the next message went over connection %d of %d, want %d", got, len(s.wires()), last)
+	}
+	if got := s.a.Stats().Commands["RSET"] - resets; got > 1 || (got == 1) != refused {
+		s.Errorf("the next message began with %d RSET", got)
+	}
+}
