@@ -211,3 +211,88 @@ var failureTable = []failureRow{
 	{"quit", "malformed", "I . X", "", but{"rider": quitAlone, "driver": quitAlone}},
 	{"quit", "TLS error", "I . X", "", but{"plain": noTLS, "rider": quitAlone, "driver": quitAlone}},
 }
+
+// replyRow is a reply of which the first digit doesn't tell all. Its cells know two words more for the recipients:
+//
+//	L  another relay tries, unless it is known to take no larger messages; where there is none they have failed
+//	G  the same relay, in another transaction on the same connection; where it took nobody in this one, as F
+//
+// An empty cell is as that of the class of the code in failureTable. Within the message a reply means what it means after it, but the connection is closed.
+type replyRow struct {
+	about                         string // whose fault it is
+	reply                         string
+	auth, mail, rcpt, data, final string
+}
+
+// replyTable is read from top to bottom: the enhanced code (RFC 3463) goes before the basic code, and that before the words.
+var replyTable = []replyRow{
+	// about, reply, AUTH, MAIL, RCPT, DATA, after the message
+	{"the recipient", "550 5.1.1 No such user", "", "", "P = K", "", ""},
+	{"the recipient", "550 5.1.2 No such domain", "", "", "P = K", "", ""},
+	{"the recipient", "501 5.1.3 Bad address", "", "F = X", "P = K", "F = X", "F = X"},
+	{"the recipient", "550 5.1.4 Ambiguous address", "", "", "P = K", "", ""},
+	{"the recipient", "551 5.1.6 Moved", "", "", "P = K", "", ""},
+	{"the recipient", "556 5.1.10 No mail here", "", "", "P = K", "", ""},
+	{"the recipient", "550 5.2.1 Mailbox disabled", "", "", "P = K", "", ""},
+	{"the recipient", "552 5.2.2 Mailbox full", "", "", "P = K", "", ""},
+	{"the recipient", "530 5.1.1 No such user", "", "F ! X", "P = K", "F ! X", "F ! X"}, // the enhanced code first
+
+	{"the sender", "553 5.1.7 Bad sender address", "", "P = K", "P = K", "P = K", "P = K"},
+	{"the sender", "550 5.1.8 Bad sender domain", "", "P = K", "P = K", "P = K", "P = K"},
+	{"the sender", "550 5.7.27 The sender takes no mail", "", "P = K", "P = K", "P = K", "P = K"},
+
+	{"the message", "552 5.3.4 Message too big", "", "L = K", "P = K", "L = K", "L = K"},
+	{"the message", "550 5.3.4 Message too big", "", "L = K", "P = K", "L = K", "L = K"},
+	{"the message", "552 Message too big", "", "L = K", "P = K", "L = K", "L = K"},
+
+	{"a limit of the relay", "552 5.5.3 Enough of them", "", "", "G = K", "", ""},
+	{"a limit of the relay", "550 5.5.3 Enough of them", "", "", "G = K", "", ""},
+	{"a limit of the relay", "552 Too many recipients", "", "L = K", "G = K", "L = K", "L = K"},
+	{"a limit of the relay", "550 Too many recipients", "", "", "G = K", "", ""}, // RFC 5321 §4.5.3.1.10
+	{"a limit of the relay", "452 4.5.3 Enough of them", "F + X", "F ~ K", "G = K", "", ""},
+	{"a limit of the relay", "452 Too many recipients", "F + X", "", "G = K", "", ""},
+
+	{"what the relay can do", "553 5.6.7 Not in this alphabet", "", "Fr = K", "Fr = K", "Fr = K", "Fr = K"},
+	{"what the relay can do", "555 Parameter not known", "", "Fr = K", "Fr = K", "Fr = K", "Fr = K"},
+
+	// After the message 5.7.8 and 5.7.9 are policy about the message, and mustn't close the relay to all others.
+	{"our login", "530 5.7.0 Authentication required", "", "F ! X", "F ! X", "F ! X", "F ! X"},
+	{"our login", "534 Too weak", "", "F ! X", "F ! X", "F ! X", "F ! X"},
+	{"our login", "535 5.7.8 Wrong password", "", "F ! X", "F ! X", "F ! X", "F ! X"},
+	{"our login", "538 Encryption required", "", "F ! X", "F ! X", "F ! X", "F ! X"},
+	{"our login", "550 5.7.8 Log in first", "", "F ! X", "F ! X", "F ! X", "P = K"},
+	{"our login", "554 5.7.9 Log in first", "", "F ! X", "F ! X", "F ! X", "P = K"},
+
+	{"the protocol", "500 What", "", "F = X", "F = X", "F = X", "F = X"},
+	{"the protocol", "501 Syntax", "", "F = X", "F = X", "F = X", "F = X"},
+	{"the protocol", "502 5.5.1 Not implemented", "", "F = X", "F = X", "F = X", "F = X"},
+	{"the protocol", "503 Bad sequence", "", "F = X", "F = X", "F = X", "F = X"},
+	{"the protocol", "504 Parameter", "", "F = X", "F = X", "F = X", "F = X"},
+
+	{"our quota at the relay", "550 5.4.5 Enough for today", "F ~ X", "F ~ K", "F ~ K", "F ~ K", "F ~ K"},
+	{"our quota at the relay", "550 Daily sending quota exceeded", "F ~ X", "F ~ K", "F ~ K", "F ~ K", "F ~ K"},
+	{"our quota at the relay", "550 Too many messages", "F ~ X", "F ~ K", "F ~ K", "F ~ K", "F ~ K"},
+
+	// The relay is then left alone for ten minutes with mail from this sender's domain, where there is another one.
+	{"this sender at this relay", "554 5.7.1 Relay access denied", "", "Fr = K", "Fr = K", "Fr = K", "Fr = K"},
+	{"this sender at this relay", "550 Relaying denied", "", "Fr = K", "Fr = K", "Fr = K", "Fr = K"},
+	{"this sender at this relay", "554 Email address is not verified", "", "Fr = K", "Fr = K", "Fr = K", "Fr = K"},
+
+	{"the message, or policy", "554 5.7.1 Spam", "", "", "", "", ""},
+	{"the message, or policy", "571 Spam", "", "", "", "", ""},
+
+	// RFC 3463 §3.4: the mail system itself is at fault. It counts, whatever becomes of the message.
+	{"the relay itself", "554 5.3.0 Out of order", "", "Fr + K", "P = K", "P + K", "P + K"},
+	{"the relay itself", "452 4.3.1 Disk full", "F + X", "F + K", "F + K", "F + K", "F + K"},
+
+	{"the recipient", "450 4.2.1 Mailbox busy", "F + X", "F = K", "F = K", "F = K", "F = K"},
+	{"the recipient", "450 4.2.0 Greylisted, come back later", "F + X", "F = K", "D = K", "F = K", "F = K"}, // another relay would begin to wait anew
+	{"policy", "451 4.7.1 Come back later", "F + X", "F = K", "F = K", "F = K", "F = K"},
+
+	{"our rate", "454 Throttling failure: Maximum sending rate exceeded", "F ~ X", "F ~ K", "F ~ K", "F ~ K", "F ~ K"},
+	{"our rate", "432 4.3.2 Concurrent connections limit exceeded", "F ~ X", "F ~ K", "F ~ K", "F ~ K", "F ~ K"},
+	{"our rate", "450 4.7.1 Too much mail", "F ~ X", "F ~ K", "F ~ K", "F ~ K", "F ~ K"},
+	{"our rate", "421 4.7.0 Too many connections", "F ~ X", "F ~ X", "F ~ X", "F ~ X", "F ~ X"},
+	{"the connection", "421 Too many messages in this connection", "F ~ X", "F ~ X", "F ~ X", "F ~ X", "F ~ X"},
+	{"the connection", "421 4.4.2 Connection expired", "F ~ X", "F ~ X", "F ~ X", "F ~ X", "F ~ X"},
+}
