@@ -90,6 +90,8 @@ type setting struct {
 	auth     bool   // A wants a login
 	uses     int    // messages on one connection; 0: no limit
 	buffer   int    // bytes that a connection holds; 0: the default
+	cert     smtptest.Option // A's certificate; nil: matrixCert
+	stranger bool            // matrixCert is all that we trust, whatever A has
 	config   func(*smtplb.Config)
 	a, b     []smtptest.Option
 }
@@ -107,18 +109,16 @@ func newScene(t *testing.T, set setting) *scene {
 		Name: "a", Addr: addrA, TLS: smtplb.TLSNone, Timeouts: matrixTimeouts, Conns: smtplb.Conns{MaxMessages: set.uses},
 		Breaker: smtplb.Breaker{Consecutive: -1, MinOutcomes: matrixOutcomes, Ratio: 0.01},
 	}
+	if set.cert == nil {
+		set.cert = smtptest.WithCertificate(matrixCert())
+	}
 	switch set.tls {
 	case "starttls":
 		relay.TLS = smtplb.TLSStartTLS
-		opts = append(opts, smtptest.WithCertificate(matrixCert()), smtptest.WithRequireTLS())
+		opts = append(opts, set.cert, smtptest.WithRequireTLS())
 	case "implicit":
 		relay.TLS = smtplb.TLSImplicit
-		opts = append(opts, smtptest.WithCertificate(matrixCert()), smtptest.WithImplicitTLS())
-	}
-	if set.tls != "plain" {
-		roots := x509.NewCertPool()
-		roots.AddCert(matrixCert().Leaf)
-		relay.TLSConfig = &tls.Config{RootCAs: roots, CurvePreferences: []tls.CurveID{tls.X25519}}
+		opts = append(opts, set.cert, smtptest.WithImplicitTLS())
 	}
 	if set.stepwise {
 		opts = append(opts, smtptest.WithoutExtensions("PIPELINING"))
@@ -128,6 +128,14 @@ func newScene(t *testing.T, set setting) *scene {
 		relay.Username, relay.Password = "user", "secret"
 	}
 	s.a = s.net.NewServer(addrA, opts...)
+	if set.tls != "plain" {
+		relay.TLSConfig = s.a.ClientTLS()
+		if set.stranger {
+			relay.TLSConfig.RootCAs = x509.NewCertPool()
+			relay.TLSConfig.RootCAs.AddCert(matrixCert().Leaf)
+		}
+		relay.TLSConfig.CurvePreferences = []tls.CurveID{tls.X25519} // the fastest
+	}
 	c := smtplb.Config{Dial: s.dial, Relays: []smtplb.Relay{relay}}
 	c.Hooks.RelayState = func(e smtplb.RelayEvent) {
 		s.mu.Lock()

@@ -25,6 +25,8 @@ type cell struct {
 	stored bool // after the end of the message: the relay has stored it
 	late   bool // at EHLO with STARTTLS: the second one
 	alert  bool // a TLS error: an alert, not a record that was tampered with
+
+	note *noteRow // where the fault is one of noteTable
 }
 
 func (c cell) name() string {
@@ -136,6 +138,12 @@ var success = map[string]int{"banner": 220, "starttls": 220, "auth": 235, "data"
 
 // arrange scripts the fault, once. What it returns tells whether it has happened.
 func (c cell) arrange(s *scene) (happened func() bool) {
+	if c.note != nil {
+		if c.note.script != nil {
+			c.note.script(s, c)
+		}
+		return func() bool { return true } // what the attempt tells is proof enough
+	}
 	if c.stage == "dial" {
 		if c.fault == "timeout" {
 			s.net.Blackhole(addrA, true)
@@ -207,6 +215,9 @@ func (c cell) arrange(s *scene) (happened func() bool) {
 
 // patience is how long the pool waits for the relay in the cell.
 func (c cell) patience() time.Duration {
+	if c.note != nil {
+		return c.note.patience
+	}
 	if c.fault != "timeout" {
 		return 0
 	}
@@ -362,6 +373,9 @@ func (c cell) alone(t *testing.T, want words3) {
 	if c.stage == "body" {
 		set.buffer = 32 << 10
 	}
+	if c.note != nil && c.note.relay != nil {
+		c.note.relay(&set)
+	}
 	if c.stage == "quit" {
 		set.uses = 1
 		if c.reused {
@@ -377,6 +391,9 @@ func (c cell) alone(t *testing.T, want words3) {
 		s.deliver(nil, "warm@example.com")
 		outcomes++
 	} else if c.reused {
+		if c.note != nil && c.note.warm != nil {
+			c.note.warm(s)
+		}
 		if _, err := s.deliver(nil, "warm@example.com"); err != nil {
 			t.Fatal(err)
 		}
@@ -390,6 +407,9 @@ func (c cell) alone(t *testing.T, want words3) {
 	}
 	if c.stage == "body" {
 		s.text = longPoison
+	}
+	if c.note != nil {
+		time.Sleep(c.note.idle)
 	}
 	before := s.statsA()
 	happened := c.arrange(s)
@@ -416,6 +436,9 @@ func (c cell) alone(t *testing.T, want words3) {
 	}
 
 	after := s.statsA()
+	if c.note != nil && c.note.redialed {
+		before.Redials++
+	}
 	s.checkBooks(want, before, after)
 	switch want.blame {
 	case "=", "+":
@@ -508,7 +531,7 @@ func (s *scene) checkOutcome(c cell, want words3, r *smtplb.Receipt, err error) 
 		s.Fatalf("%s were tried, want %s", got, tried)
 	}
 	a := r.Attempts[0]
-	if a.Reused != c.reused || a.Redialed != (want.move == "R") {
+	if reused, redialed := c.reused && (c.note == nil || !c.note.noticed), want.move == "R" || c.note != nil && c.note.redialed; a.Reused != reused || a.Redialed != redialed {
 		s.Errorf("the attempt reused %v, redialed %v", a.Reused, a.Redialed)
 	}
 	if took := want.move == "R" || want.move == "I" || one; took != (a.Err == nil) {
@@ -524,6 +547,8 @@ func (s *scene) checkOutcome(c cell, want words3, r *smtplb.Receipt, err error) 
 // toldStage is the stage that errors name.
 func (c cell) toldStage() string {
 	switch {
+	case c.note != nil && c.note.toldStage != "":
+		return c.note.toldStage
 	case c.stage == "rset": // its part in an envelope is MAIL's beginning
 		return "mail"
 	case c.stage == "starttls" && c.fault == "TLS error":
@@ -581,7 +606,8 @@ func (s *scene) checkConnection(c cell, want words3) {
 	}
 	refused := want.move != "R" && want.move != "I" && want.conn == "K" && !c.one()
 	last := len(wires)
-	if want.conn == "X" && want.move != "R" {
+	another := want.move == "R" || c.note != nil && c.note.noticed // one that the message was sent over in the end
+	if want.conn == "X" && !another {
 		last++
 	}
 	resets := s.a.Stats().Commands["RSET"]
@@ -589,7 +615,7 @@ func (s *scene) checkConnection(c cell, want words3) {
 	if err != nil || relaysTried(r) != "a" {
 		s.Fatalf("the next message: %v: %v", r, err)
 	}
-	if got := r.Attempts[0].Reused; got != (want.conn == "K" || want.move == "R") {
+	if got := r.Attempts[0].Reused; got != (want.conn == "K" || another) {
 		s.Errorf("the next message reuses a connection: %v", got)
 	}
 	m := s.a.Messages()
