@@ -167,6 +167,7 @@ func (c *Conn) hello(masked bool) *End {
 		switch {
 		case r.Positive():
 			c.ext, c.mechs = parseExtensions(r.Text, c.cfg.Ignore)
+			c.ext.RequireTLS = c.ext.RequireTLS && c.verified // RFC 8689 §4.2.1: only over TLS, and with a verified certificate
 			if masked {
 				c.ext.Pipelining = false
 			}
@@ -266,7 +267,7 @@ func (c *Conn) handshake(t *Timings) *End {
 		}
 		return end
 	}
-	c.nc, c.secured = tc, true
+	c.nc, c.secured, c.verified = tc, true, !c.cfg.TLSConfig.InsecureSkipVerify
 	return nil
 }
 
@@ -337,11 +338,15 @@ type Need struct {
 	EightBit bool  // the message has bytes above 127
 	Size     int64 // in bytes, before dot-stuffing
 	Together int   // recipients that must go in one transaction; 0: any number at a time will do
+
+	DSN, RequireTLS bool
 }
 
 var (
 	errNoUTF8     = errors.New("it does not offer SMTPUTF8 (RFC 6531), which an address or a header needs")
 	errNoEightBit = errors.New("it does not offer 8BITMIME (RFC 6152), which the body needs")
+	errNoDSN      = errors.New("it does not offer DSN (RFC 3461), which the envelope asks for")
+	errNoTLS      = errors.New("it does not offer REQUIRETLS (RFC 8689) over verified TLS, which the envelope asks for")
 )
 
 // Lacks reports what n needs and is not offered, nil where nothing is missing.
@@ -351,6 +356,10 @@ func (x *Extensions) Lacks(n Need) error {
 		return errNoUTF8
 	case n.EightBit && !x.EightBitMIME:
 		return errNoEightBit
+	case n.DSN && !x.DSN:
+		return errNoDSN
+	case n.RequireTLS && !x.RequireTLS:
+		return errNoTLS
 	case x.RcptMax > 0 && n.Together > x.RcptMax:
 		return fmt.Errorf("it takes %d recipients at a time (LIMITS, RFC 9422), and all %d must go together", x.RcptMax, n.Together)
 	case x.Size > 0 && n.Size > x.Size:

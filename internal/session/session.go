@@ -100,8 +100,11 @@ type Conn struct {
 	mechs     []string // that AUTH offers, until it is done
 	secrets   []string // what AUTH sent, until it is done
 	rd        reply.Reader
+	rbuf      *[4096]byte  // lent to rd while a transaction is under way, or somebody rides
+	rider     *Transaction // its envelope was sent behind the last body, and its replies were not read
 	uses      int
 	secured   bool
+	verified  bool // under TLS with a certificate that was checked
 	exact     bool // what a Write on raw reports is exactly what may have reached the relay
 	needReset bool // the relay holds the rest of an earlier transaction
 	broken    bool
@@ -163,7 +166,7 @@ func (c *Conn) Abort(cause error) {
 // Quit says good-bye and closes, within the context and the timeout for QUIT. It must not be called while a body is open.
 func (c *Conn) Quit(ctx context.Context) {
 	defer c.Close()
-	if c.broken {
+	if c.broken || c.rider != nil {
 		return
 	}
 	stop := c.watch(ctx)

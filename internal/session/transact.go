@@ -2,7 +2,9 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"sync"
 	"time"
@@ -10,20 +12,47 @@ import (
 	"github.com/smtplb/smtplb/internal/reply"
 )
 
-// Transaction is one message for some recipients. All its addresses were checked: they hold nothing that could end a command.
+// Transaction is one message for some recipients. All its texts were checked: they hold nothing that could end a command.
 type Transaction struct {
 	From string   // without angle brackets; "" is the null sender
 	To   []string // at least one
-	Body []byte   // canonical: CRLF line ends, dot-stuffed, ends with CRLF; not changed
-	Size int64    // for SIZE: the message's length before dot-stuffing
 
-	EightBit bool // the message has bytes above 127
-	UTF8     bool // an address or a header needs SMTPUTF8
-	All      bool // nothing is sent unless every recipient was taken
+	// The message, in CRLF line ends and with one at its end: Body, or else the first Size bytes of File. Neither changes.
+	Body []byte
+	File io.ReaderAt // nil: Body
+	Size int64       // what SIZE tells (RFC 1870): the length before dots were doubled
+	Dots bool        // it may have lines that begin with a dot, which DATA doubles (RFC 5321 §4.5.2)
+
+	EightBit   bool // the message has bytes above 127
+	UTF8       bool // an address or a header needs SMTPUTF8
+	RequireTLS bool // RFC 8689
+	All        bool // nothing is sent unless every recipient was taken
+	Chunks     bool // BDAT (RFC 3030) where the relay offers it together with PIPELINING
+	DSN        *DSN // nil: nothing is asked for
 
 	Cut      time.Time     // the stages before the commit point must end by then; zero: no limit but their timeouts
 	CommitBy time.Time     // do not begin to commit later than this; zero: no limit
 	Total    time.Duration // the length of the caller's context, 0 without a deadline
+
+	Next Next // who may ride; nil: nobody
+}
+
+// DSN is what MAIL and RCPT ask about delivery status notifications (RFC 3461). Its texts are checked and encoded.
+type DSN struct {
+	Ret    string   // "FULL", "HDRS" or ""
+	EnvID  string   // xtext, or ""
+	Notify string   // "NEVER", a list of "SUCCESS", "FAILURE" and "DELAY", or ""
+	ORcpt  []string // "rfc822;" and xtext, for each of To; nil: none
+}
+
+// Next finds who rides: the transaction whose envelope goes out behind the terminator of the message in progress, in the same write (mode c). RFC 2920 §3.1
+// lets the body be followed by the next envelope. The one who rides loses nothing by it: as long as its own DATA was not answered and its own
+// body not begun, the relay can't have accepted anything of it.
+type Next interface {
+	// Board returns the transaction that is to ride, nil for none. Of it only what its commands are made of is looked at, until Transact returns.
+	Board() *Transaction
+	// Alight takes back the last Board: the transaction can't ride here, and nothing was sent for it.
+	Alight()
 }
 
 // Result is what happened in a transaction.
@@ -39,42 +68,42 @@ type Result struct {
 // What may be unanswered at a time: a peer that writes without reading while we do the same is a deadlock.
 const maxGroupBytes, maxGroupCommands = 8 << 10, 64
 
-// writeSize is the size of the writes of a body. A body that fits goes out in one write, terminator included.
-const writeSize = 64 << 10
-
 var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
 // Transact sends one message. It ends within its context before the commit point, and within the grace after it.
 // res is overwritten; its Rcpts are reused where they are large enough.
+//
+// Where somebody rides when it returns (see Rider), the connection must be handed to a Transact of that very transaction, or closed.
 func (c *Conn) Transact(ctx context.Context, tx *Transaction, res *Result) {
 	*res = Result{Rcpts: resize(res.Rcpts, len(tx.To)), Reused: c.uses > 0}
-	need := Need{UTF8: tx.UTF8, EightBit: tx.EightBit, Size: tx.Size}
-	if tx.All {
-		need.Together = len(tx.To)
+	t := transaction{c: c, tx: tx, res: res, riding: c.rider != nil}
+	if t.riding && c.rider != tx {
+		c.broken = true
+		res.End = End{Stage: reply.StageMail, Failure: reply.FailOutOfStep, Err: errors.New("somebody else's envelope was sent")}
+		return
 	}
-	if missing := c.ext.Lacks(need); missing != nil { // the connection is untouched
+	if missing := c.ext.Lacks(tx.need()); missing != nil && !t.riding { // the connection is untouched
 		res.End = End{Stage: reply.StageMail, Failure: reply.FailCapability, Err: missing}
 		return
 	}
 	c.uses++
-	c.heard = false
 	c.spend(tx.Cut, tx.Total)
 	stop := c.watch(ctx)
-	rbuf := borrowReadBuffer()
-	c.rd.Reset(c, rbuf[:])
+	if t.riding { // the replies, and the buffer that some of them may lie in, are there
+		c.rider = nil
+	} else {
+		c.rbuf = borrowReadBuffer()
+		c.rd.Reset(c, c.rbuf[:])
+	}
+	c.heard = c.rd.Buffered() > 0
 	wbuf := writeBuffers.Get().(*[]byte)
-
-	t := transaction{c: c, tx: tx, res: res, buf: (*wbuf)[:0]}
+	t.buf = (*wbuf)[:0]
 	if end := t.run(); end != nil {
 		res.End = *end
 	}
-	if c.rd.Buffered() > 0 { // the result stays, the connection is out of step
-		c.broken = true
-	}
-	c.rd.Reset(nil, nil)
-	returnReadBuffer(rbuf)
 	*wbuf = t.buf[:0]
 	writeBuffers.Put(wbuf)
+
 	if !stop() {
 		c.broken = true
 	}
@@ -82,9 +111,38 @@ func (c *Conn) Transact(ctx context.Context, tx *Transaction, res *Result) {
 	if res.End.Reply.Code != 0 { // the reply to MAIL is always the first
 		res.First = res.End.Stage == reply.StageMail
 	}
+	if c.broken {
+		c.rider = nil
+	}
+	if c.rider == nil {
+		if c.rd.Buffered() > 0 { // the result stays, the connection is out of step
+			c.broken = true
+		}
+		c.rd.Reset(nil, nil)
+		returnReadBuffer(c.rbuf)
+		c.rbuf = nil
+	}
 	c.mu.Lock()
 	res.Committed, c.committed = c.committed, false
 	c.mu.Unlock()
+}
+
+// Rider is the transaction whose envelope was sent behind the last one's body, nil if there is none.
+func (c *Conn) Rider() *Transaction { return c.rider }
+
+func (tx *Transaction) length() int64 {
+	if tx.File == nil {
+		return int64(len(tx.Body))
+	}
+	return tx.Size
+}
+
+func (tx *Transaction) need() Need {
+	n := Need{UTF8: tx.UTF8, EightBit: tx.EightBit, Size: tx.Size, DSN: tx.DSN != nil, RequireTLS: tx.RequireTLS}
+	if tx.All {
+		n.Together = len(tx.To)
+	}
+	return n
 }
 
 func resize(s []reply.Reply, n int) []reply.Reply {
@@ -98,24 +156,38 @@ func resize(s []reply.Reply, n int) []reply.Reply {
 
 // transaction is a Transact under way.
 type transaction struct {
-	c     *Conn
-	tx    *Transaction
-	res   *Result
-	buf   []byte
-	taken int       // recipients that got a 2xx
-	begun bool      // writing the body has begun
-	clock time.Time // when the part that is measured began
+	c      *Conn
+	tx     *Transaction
+	res    *Result
+	riding bool // the envelope was sent behind the body before
+	buf    []byte
+	taken  int       // recipients that got a 2xx
+	begun  bool      // writing the body has begun
+	clock  time.Time // when the part that is measured began
 }
 
 func (t *transaction) run() *End {
 	t.clock = time.Now()
 	var end *End
-	if t.c.ext.Pipelining {
-		end = t.pipelined()
-	} else {
+	x := &t.c.ext
+	chunks := t.tx.Chunks && x.Chunking && x.Pipelining && !t.riding
+	switch {
+	case chunks:
+		end = t.pipelined(len(t.tx.To))
+	case !x.Pipelining:
 		end = t.stepwise()
+	case t.tx.All: // DATA must wait for the replies
+		if end = t.pipelined(len(t.tx.To)); end == nil {
+			end = t.data()
+		}
+	default:
+		end = t.pipelined(len(t.tx.To) + 1)
 	}
-	if end == nil {
+	switch {
+	case end != nil:
+	case chunks:
+		end = t.chunk()
+	default:
 		end = t.body()
 	}
 	if d := time.Since(t.clock); t.res.Timings.Envelope == 0 {
@@ -134,37 +206,41 @@ func (t *transaction) lap(part *time.Duration) {
 	t.clock = t.c.start
 }
 
-// Mode b: [RSET] MAIL RCPT… DATA in one write, as far as the bounds go, then all the replies (RFC 2920).
-func (t *transaction) pipelined() *End {
+// pipelined is mode b: [RSET] MAIL RCPT… DATA in one write, as far as the bounds go, then all the replies (RFC 2920). last is the number of the last
+// command: MAIL is 0, recipients count from 1, DATA comes behind them; without DATA it reports whether the message may be sent. In mode c the write was
+// done behind the body before.
+func (t *transaction) pipelined(last int) *End {
 	c := t.c
-	last := len(t.tx.To) + 1 // the number of DATA; MAIL is 0, recipients count from 1
-	if t.tx.All {
-		last-- // DATA must wait for the replies
-	}
 	for next := 0; next <= last; {
 		first := next
-		if c.rd.Buffered() > 0 {
-			c.stage = t.stageOf(first)
-			return c.give(reply.FailOutOfStep, errUnasked)
-		}
-		reset, most := c.needReset && first == 0, maxGroupCommands
-		t.buf = t.buf[:0]
-		if reset {
-			t.buf = append(t.buf, "RSET\r\n"...)
-			most--
-		}
-		for ; next <= last && next-first < most; next++ {
-			mark := len(t.buf)
-			t.appendCommand(next)
-			if len(t.buf) > maxGroupBytes && next > first {
-				t.buf = t.buf[:mark]
-				break
-			}
-		}
+		reset := c.needReset && first == 0
 		stage := t.stageOf(first)
-		c.begin(stage, t.timeoutOf(stage))
-		if end := t.send(stage); end != nil {
-			return end
+		if t.riding {
+			next = last + 1
+			c.begin(stage, t.timeoutOf(stage))
+		} else {
+			if c.rd.Buffered() > 0 {
+				c.stage = stage
+				return c.give(reply.FailOutOfStep, errUnasked)
+			}
+			most := maxGroupCommands
+			t.buf = t.buf[:0]
+			if reset {
+				t.buf = append(t.buf, "RSET\r\n"...)
+				most--
+			}
+			for ; next <= last && next-first < most; next++ {
+				mark := len(t.buf)
+				t.buf = c.appendCommand(t.buf, t.tx, next)
+				if len(t.buf) > maxGroupBytes && next > first {
+					t.buf = t.buf[:mark]
+					break
+				}
+			}
+			c.begin(stage, t.timeoutOf(stage))
+			if end := t.send(stage); end != nil {
+				return end
+			}
 		}
 		if reset {
 			if end := t.readReset(); end != nil {
@@ -178,12 +254,14 @@ func (t *transaction) pipelined() *End {
 			}
 		}
 	}
-	if t.tx.All {
-		if t.taken < len(t.tx.To) {
-			c.needReset = true
-			return &End{Stage: reply.StageRcpt}
-		}
-		return t.data()
+	return t.enough()
+}
+
+// enough reports, once the recipients were answered, whether the message may be sent: to one of them at least, or to all where that was wanted.
+func (t *transaction) enough() *End {
+	if t.taken == 0 || t.tx.All && t.taken < len(t.tx.To) {
+		t.c.needReset = true
+		return &End{Stage: reply.StageRcpt}
 	}
 	return nil
 }
@@ -206,8 +284,7 @@ func (t *transaction) stepwise() *End {
 			c.stage = t.stageOf(i)
 			return c.give(reply.FailOutOfStep, errUnasked)
 		}
-		t.buf = t.buf[:0]
-		t.appendCommand(i)
+		t.buf = c.appendCommand(t.buf[:0], t.tx, i)
 		stage := t.stageOf(i)
 		c.begin(stage, t.timeoutOf(stage))
 		if end := t.send(stage); end != nil {
@@ -217,9 +294,8 @@ func (t *transaction) stepwise() *End {
 			return end
 		}
 	}
-	if t.taken == 0 || t.tx.All && t.taken < len(t.tx.To) {
-		c.needReset = true
-		return &End{Stage: reply.StageRcpt}
+	if end := t.enough(); end != nil {
+		return end
 	}
 	return t.data()
 }
@@ -239,11 +315,14 @@ func (t *transaction) data() *End {
 	return end
 }
 
-func (t *transaction) stageOf(command int) reply.Stage {
+func (t *transaction) stageOf(command int) reply.Stage { return stageOf(command, len(t.tx.To)) }
+
+// stageOf tells what the command of that number is, with that many recipients.
+func stageOf(command, recipients int) reply.Stage {
 	switch {
 	case command == 0:
 		return reply.StageMail
-	case command <= len(t.tx.To):
+	case command <= recipients:
 		return reply.StageRcpt
 	}
 	return reply.StageData
@@ -259,32 +338,52 @@ func (t *transaction) timeoutOf(stage reply.Stage) time.Duration {
 	return t.c.cfg.Timeouts.Data
 }
 
-func (t *transaction) appendCommand(i int) {
-	b, x := t.buf, &t.c.ext
-	switch t.stageOf(i) {
+// appendCommand appends command number i of tx to b.
+func (c *Conn) appendCommand(b []byte, tx *Transaction, i int) []byte {
+	dsn := tx.DSN
+	switch stageOf(i, len(tx.To)) {
 	case reply.StageMail:
 		b = append(b, "MAIL FROM:<"...)
-		b = append(b, t.tx.From...)
+		b = append(b, tx.From...)
 		b = append(b, '>')
-		if x.HasSize {
+		if c.ext.HasSize {
 			b = append(b, " SIZE="...)
-			b = strconv.AppendInt(b, t.tx.Size, 10)
+			b = strconv.AppendInt(b, tx.Size, 10)
 		}
-		if t.tx.EightBit {
+		if tx.EightBit {
 			b = append(b, " BODY=8BITMIME"...)
 		}
-		if t.tx.UTF8 {
+		if tx.UTF8 {
 			b = append(b, " SMTPUTF8"...)
 		}
-		b = append(b, '\r', '\n')
+		if tx.RequireTLS {
+			b = append(b, " REQUIRETLS"...)
+		}
+		if dsn != nil {
+			b = appendParam(b, " RET=", dsn.Ret)
+			b = appendParam(b, " ENVID=", dsn.EnvID)
+		}
 	case reply.StageRcpt:
 		b = append(b, "RCPT TO:<"...)
-		b = append(b, t.tx.To[i-1]...)
-		b = append(b, ">\r\n"...)
+		b = append(b, tx.To[i-1]...)
+		b = append(b, '>')
+		if dsn != nil {
+			b = appendParam(b, " NOTIFY=", dsn.Notify)
+			if dsn.ORcpt != nil {
+				b = appendParam(b, " ORCPT=", dsn.ORcpt[i-1])
+			}
+		}
 	default:
-		b = append(b, "DATA\r\n"...)
+		b = append(b, "DATA"...)
 	}
-	t.buf = b
+	return append(b, '\r', '\n')
+}
+
+func appendParam(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	return append(append(b, name...), value...)
 }
 
 // send writes a group of commands. Where that fails the relay may have said why: its reply then is the answer to the group's
@@ -351,7 +450,11 @@ func (t *transaction) readReply(i, next int) (end *End, done bool) {
 			return nil, false
 		}
 		c.needReset = true
-		t.skip(i+1, next)
+		if t.riding { // what follows must never be taken for the recipients of the message before
+			c.broken = true
+		} else {
+			t.skip(i+1, next)
+		}
 		return &End{Stage: reply.StageMail, Reply: r}, true
 	}
 	t.res.Rcpts[i-1] = r
@@ -395,135 +498,4 @@ func (t *transaction) dataReply(r reply.Reply) *End {
 	}
 	c.needReset = true
 	return &End{Stage: reply.StageData, Reply: r}
-}
-
-// body writes the message and its terminator, and reads the reply to it.
-func (t *transaction) body() *End {
-	c := t.c
-	rest := t.tx.Body
-	c.stage = reply.StageBody
-	for len(rest)+len(terminator) > writeSize {
-		n := min(len(rest), writeSize)
-		if len(rest) == n {
-			n-- // something must be left to ride with the terminator
-		}
-		if end := t.early(); end != nil {
-			return end
-		}
-		c.begin(reply.StageBody, c.cfg.Timeouts.Body)
-		if len(rest) == len(t.tx.Body) {
-			t.lap(&t.res.Timings.Envelope)
-		}
-		if _, err := c.nc.Write(rest[:n]); err != nil {
-			return t.writeFailed(err)
-		}
-		rest = rest[n:]
-	}
-	if end := t.early(); end != nil {
-		return end
-	}
-	c.begin(reply.StageBody, c.cfg.Timeouts.Body)
-	if len(rest) == len(t.tx.Body) {
-		t.lap(&t.res.Timings.Envelope)
-	}
-	if !t.tx.CommitBy.IsZero() && !c.start.Before(t.tx.CommitBy) {
-		return c.give(reply.FailDeadline, fmt.Errorf("too little of the caller's time is left to commit: %w", context.DeadlineExceeded))
-	}
-	t.buf = append(append(t.buf[:0], rest...), terminator...)
-	if err := t.writeLast(t.buf, len(rest)); err != nil {
-		return t.writeFailed(err)
-	}
-	return t.final()
-}
-
-// terminator follows a body that ends with CRLF (RFC 5321 §4.1.1.4).
-const terminator = ".\r\n"
-
-// writeLast writes the bytes that hold the terminator, whose dot stands at index dot.
-func (t *transaction) writeLast(b []byte, dot int) error {
-	c := t.c
-	if !c.exact {
-		c.commit()
-	}
-	n, err := c.nc.Write(b)
-	if n > dot {
-		c.commit()
-	}
-	return err
-}
-
-// early looks for a reply that came before the terminator was written. Taking it for the final one would report an answer to a
-// message that the relay doesn't have. So it is looked for in our buffer, in crypto/tls's and in the kernel's.
-func (t *transaction) early() *End {
-	c := t.c
-	patience := time.Duration(0)
-	if t.begun {
-		patience = time.Millisecond
-	}
-	t.begun = true
-	if c.rd.Buffered() == 0 && c.npre == 0 && c.probe(patience) {
-		return nil
-	}
-	c.begin(reply.StageBody, salvageTime)
-	r, err := c.rd.Read()
-	if err != nil {
-		return c.fail(err)
-	}
-	return t.earlyReply(r)
-}
-
-func (t *transaction) earlyReply(r reply.Reply) *End {
-	t.c.broken = true
-	if r.Temporary() || r.Permanent() {
-		return &End{Stage: reply.StageBody, Reply: r}
-	}
-	return t.c.give(reply.FailOutOfStep, fmt.Errorf("%v came before the message was sent", r))
-}
-
-// writeFailed reads what the relay said before it hung up: a 552 followed by a reset is the truth.
-func (t *transaction) writeFailed(err error) *End {
-	c := t.c
-	committed := c.isCommitted()
-	if committed {
-		c.stage = reply.StageFinal
-	}
-	r, end := c.salvage(err)
-	if end != nil {
-		return end
-	}
-	if !committed {
-		return t.earlyReply(r)
-	}
-	c.broken = true
-	return t.finalReply(r)
-}
-
-func (t *transaction) final() *End {
-	c := t.c
-	c.begin(reply.StageFinal, c.cfg.Timeouts.Final)
-	t.lap(&t.res.Timings.Body)
-	r, end := c.expect(reply.StageFinal, c.cfg.Timeouts.Final)
-	if end != nil {
-		return end
-	}
-	return t.finalReply(r)
-}
-
-func (t *transaction) finalReply(r reply.Reply) *End {
-	c := t.c
-	switch {
-	case r.Positive():
-		return &End{Stage: reply.StageFinal, Reply: r}
-	case r.Intermediate():
-		return c.give(reply.FailOutOfStep, fmt.Errorf("the message was answered with %v", r))
-	case r.Code == 421:
-		// Some relays say 421 for the connection while the answer to the message is still on its way: a 2xx that follows is the truth.
-		c.broken = true
-		c.setDeadline(time.Now().Add(salvageTime))
-		if after, err := c.rd.Read(); err == nil && after.Positive() {
-			r = after
-		}
-	}
-	c.needReset = true
-	return &End{Stage: reply.StageFinal, Reply: r}
 }
