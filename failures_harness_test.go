@@ -84,12 +84,12 @@ type sending struct {
 
 // setting is what scenes differ in.
 type setting struct {
-	tls      string // of A: one of matrixTLS
-	stepwise bool   // A has no PIPELINING
-	lone     bool   // there is no B
-	auth     bool   // A wants a login
-	uses     int    // messages on one connection; 0: no limit
-	buffer   int    // bytes that a connection holds; 0: the default
+	tls      string          // of A: one of matrixTLS
+	stepwise bool            // A has no PIPELINING
+	lone     bool            // there is no B
+	auth     bool            // A wants a login
+	uses     int             // messages on one connection; 0: no limit
+	buffer   int             // bytes that a connection holds; 0: the default
 	cert     smtptest.Option // A's certificate; nil: matrixCert
 	stranger bool            // matrixCert is all that we trust, whatever A has
 	config   func(*smtplb.Config)

@@ -266,6 +266,23 @@ func TestFailureNotes(t *testing.T) {
 	}
 }
 
+// A stray reply shifts all that follow by one. When that comes out, no recipient may have been given another's refusal.
+func TestStrayReplyRefusesNobody(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newScene(t, setting{tls: "plain"})
+		defer s.close()
+		s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).Raw("250 unasked\r\n")
+		s.deliver(nil, "warm@example.com")
+		time.Sleep(2 * time.Millisecond) // too short for the connection to be looked at
+		s.a.On(smtptest.Rcpt).For("gone@example.com").Reply(550, "5.1.1 No such user")
+		r, err := s.deliver(preferA, "gone@example.com", "x@example.com", "y@example.com")
+		if err != nil || relaysTried(r) != "a b" || s.statsA().Faults != 1 {
+			t.Errorf("%v, %d faults: %v\n%s", r, s.statsA().Faults, err, s.a.Transcript())
+		}
+		s.master()
+	})
+}
+
 // A message that a relay refuses for its size goes to no relay that is known to take no larger ones.
 func TestTooLargeForOneIsNotOfferedToItsLike(t *testing.T) {
 	for _, test := range []struct {
