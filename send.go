@@ -161,11 +161,11 @@ func (r *relay) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit, o
 // wait waits in the queue. For a preferred relay alone it waits for maxPreferWait only.
 func (p *Pool) wait(ctx context.Context, d *delivery) (*connpool.Turn[*session.Conn], error) {
 	if d.prefer == "" || d.lanes.Count() != 1 {
-		return p.conns.Wait(ctx, d.lanes)
+		return p.conns.Wait(ctx, d.lanes, nil)
 	}
 	short, cancel := context.WithTimeoutCause(ctx, maxPreferWait, errWaitedEnough)
 	defer cancel()
-	t, err := p.conns.Wait(short, d.lanes)
+	t, err := p.conns.Wait(short, d.lanes, nil)
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
 		err = errWaitedEnough
 	}

@@ -89,7 +89,7 @@ func BenchmarkWaitHandOff(b *testing.B) {
 	b.SetParallelism(4)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			t, err := p.Wait(context.Background(), lanes)
+			t, err := p.Wait(context.Background(), lanes, nil)
 			if err != nil {
 				b.Error(err)
 				return
@@ -109,7 +109,7 @@ func BenchmarkWaitBehind10000(b *testing.B) {
 	const n = 10000
 	for range n {
 		go func() {
-			if t, err := p.Wait(ctx, []uint64{1}); err == nil {
+			if t, err := p.Wait(ctx, []uint64{1}, nil); err == nil {
 				t.Put(0)
 			}
 			done <- struct{}{}
@@ -122,7 +122,7 @@ func BenchmarkWaitBehind10000(b *testing.B) {
 	b.SetParallelism(4)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			t, err := p.Wait(context.Background(), lanes)
+			t, err := p.Wait(context.Background(), lanes, nil)
 			if err != nil {
 				b.Error(err)
 				return

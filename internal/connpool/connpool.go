@@ -14,12 +14,24 @@
 //     and ends the turn, exactly once: with [Turn.Put], which keeps the
 //     connection for the next turn, or with [Turn.Drop].
 //
+// A waiter can also be taken along. A holder that is about to finish with its
+// connection, but for an answer, asks for the first waiter of its lane
+// ([Turn.Board]), and begins that one's work on the connection behind its own:
+// the waiter becomes its rider. When the holder has had its answer and puts the
+// connection back in order, the rider is granted the slot and the connection as
+// they are, and reads the answers to what was begun for it ([Turn.Rides]). If
+// anything else becomes of the connection, nothing of the rider's is lost: it
+// gets its place in the queue back.
+//
 // # Why it is right
 //
 // There is one mutex, and there is one exit from every critical section,
 // unlock, which hands the free slots of the lane that changed to those who wait
 // for it, releases the mutex, and only then wakes them and closes what is to
-// be closed. So no channel is touched and no callback runs under the lock, and
+// be closed. (A rider that gets its place back may be owed a slot of any lane it
+// names. It comes back before the critical section changes anything else, so
+// that a slot that is free then has nobody else waiting for it, and takes it at
+// once.) So no channel is touched and no callback runs under the lock, and
 // whenever the lock is free:
 //
 //   - A lane's turns and idle connections, and the connections that are being
@@ -28,9 +40,16 @@
 //     it takes to retire a connection: after Max was lowered, and by a turn that
 //     adopts a connection although the lane has idle ones, or after it found
 //     them out of date.)
-//   - A lane that could grant a turn has no waiter. (This is why Try cannot
-//     overtake anybody.)
-//   - Each waiter names at least one lane that is not Down.
+//   - A lane that could grant a turn has no waiter in its queue. (This is why
+//     Try cannot overtake anybody.)
+//   - Each waiter in a queue names at least one lane that is not Down.
+//   - A waiter that has not been served is in the queues of all lanes it names,
+//     or rides on one connection and its patience (Config.Patience) lasts, or
+//     both, when it rides and its patience is over. Out of the queue it keeps
+//     its ticket, and so its place.
+//   - A connection has at most one rider; the turn that holds it is not a probe,
+//     and no reservation or idle list has it. Once somebody has boarded it and
+//     neither alighted nor been handed it, it is never used again.
 //   - Only a lane that is Up has idle connections.
 //   - A connection is in exactly one place: idle in its lane, or with one turn
 //     (or with one call of Recheck).
@@ -46,7 +65,6 @@ package connpool
 import (
 	"errors"
 	"math"
-	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -95,13 +113,14 @@ const (
 	ReasonUses                  // used MaxUses times
 	ReasonTrimmed               // more connections than Max or MaxIdle allow
 	ReasonDown                  // its lane is not up, or was flushed
+	ReasonLeft                  // what was begun on it for a rider has nobody who finishes it
 	ReasonClosed                // the pool was closed
 	numReasons
 )
 
 func (r Reason) String() string {
 	if r < numReasons {
-		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed"}[r]
+		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "left", "closed"}[r]
 	}
 	return "invalid reason"
 }
@@ -130,14 +149,19 @@ type Config[C any] struct {
 	// time, such as after a farewell: the connection occupies its slot until gone
 	// is called, so that the other end never sees more than Max. It returns false
 	// to decline, without having called gone; then Close is called. It is not
-	// asked for connections that are dead. nil: all are closed by Close. To call
-	// gone again does nothing.
+	// asked for connections that are dead, or on which somebody else's work was
+	// begun (see Turn.Board), so that they cannot be spoken to. nil: all are closed
+	// by Close. To call gone again does nothing.
 	Retire func(c C, why Reason, gone func()) bool
 	// Abort makes the holder's use of a connection fail soon; it is called by
 	// Pool.Close for the connections that turns (or Recheck) have at that
 	// moment, at most once for each. The turn still has to end itself, and may
 	// do so at the same time: Abort can even come after Close.
 	Abort func(C)
+	// Patience is for how long a rider counts on its ride. After that it is in the
+	// queue again, while it still rides, and takes what comes first: the end of its
+	// ride or a free slot. 0: a second; negative: for ever.
+	Patience time.Duration
 }
 
 // Pool grants turns and keeps idle connections. Its methods may be called
@@ -145,13 +169,16 @@ type Config[C any] struct {
 type Pool[C any] struct {
 	cfg     Config[C]
 	start   time.Time                  // the zero of pool time, see now
+	patient time.Duration              // Config.Patience; never: for ever
 	lanes   atomic.Pointer[[]*lane[C]] // replaced, never changed, and only under mu
 	waiters sync.Pool                  // of *waiter[C], none of them queued and no wake in the channel
 	reapers sync.WaitGroup             // calls of reap that are running or scheduled
 
 	mu      sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
 	closed  bool
-	waiting int                             // waiters in the queue
+	waiting int                             // waiters, in the queue or riding
+	tickets uint64                          // waiters that have come
+	riders  link[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
 	conns   map[*conn[C]]struct{}           // all connections, idle and in use
 	timer   *time.Timer                     // calls reap; nil until there is something to expire
 	alarm   time.Duration                   // when the timer fires, at the latest; never: it isn't set
@@ -171,8 +198,8 @@ type lane[C any] struct {
 	checking int        // idle connections that Recheck has taken out; each occupies a slot
 	leaving  int        // connections that are being closed, where there is a Config.Retire; each occupies a slot
 	idle     []*conn[C] // ordered by since: the newest is last
-	queue    link[C]    // the ring of the waiters that name the lane, first come first
-	waiting  int        // its length
+	queue    link[C]    // the ring of the waiters in the queue that name the lane, first come first
+	waiting  int        // the waiters that name it, those that ride too
 	opened   uint64
 	closed   [numReasons]uint64
 
@@ -193,14 +220,19 @@ type conn[C any] struct {
 	next   *conn[C]      // in the pool's shut list
 	leaves bool          // it counts as leaving in its lane
 	atOnce bool          // Config.Retire is not asked: a turn is about to open another in its place
+	rider  *waiter[C]    // who rides on it
+	taken  bool          // somebody boarded it, and has neither alighted nor got it from Turn.Conn
 }
 
-// never is a pool time that does not come.
-const never = time.Duration(math.MaxInt64)
+const (
+	never   = time.Duration(math.MaxInt64) // a pool time that does not come
+	century = 100 * 365 * 24 * time.Hour   // as good as no limit, and cannot overflow
+)
 
 // New returns a pool without lanes. It starts no goroutine.
 func New[C any](cfg Config[C]) *Pool[C] {
-	p := &Pool[C]{cfg: cfg, start: time.Now(), conns: map[*conn[C]]struct{}{}, alarm: never}
+	p := &Pool[C]{cfg: cfg, start: time.Now(), conns: map[*conn[C]]struct{}{}, alarm: never, patient: cfg.patience()}
+	p.riders.prev, p.riders.next = &p.riders, &p.riders
 	p.lanes.Store(new([]*lane[C]))
 	p.waiters.New = func() any { return &waiter[C]{wake: make(chan struct{}, 1)} }
 	return p
@@ -326,7 +358,7 @@ type LaneStats struct {
 	State   State
 	Held    int                // turns
 	Idle    int                // idle connections; one reserved for a turn is not idle
-	Waiting int                // waiters that name the lane
+	Waiting int                // waiters that name the lane, also while they ride on a connection of any lane
 	Opened  uint64             // connections adopted
 	Reused  uint64             // connections handed out by Turn.Conn
 	Closed  [numReasons]uint64 // connections that left, by Reason
@@ -348,14 +380,14 @@ func (p *Pool[C]) Stats(lane int) LaneStats {
 	}
 }
 
-// Waiting returns the number of waiters.
+// Waiting returns the number of waiters, those that ride included.
 func (p *Pool[C]) Waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock() // nothing was changed
 	return p.waiting
 }
 
-// Close fails all waiters with ErrClosed, closes the idle connections and calls
+// Close fails all waiters and riders with ErrClosed, closes the idle connections and calls
 // Config.Abort for those that turns have. No turn is granted afterwards; the
 // turns that run have to end themselves, and the pool closes what they put
 // back. When Close returns, no goroutine of the pool is left. It is idempotent.
@@ -370,6 +402,9 @@ func (p *Pool[C]) Close() {
 				p.fail(l.queue.next.w, ErrClosed)
 			}
 			p.publish(l)
+		}
+		for p.riders.next != &p.riders {
+			p.fail(p.riders.next.w, ErrClosed)
 		}
 		for c := range p.conns {
 			inUse = append(inUse, c.c)
@@ -396,14 +431,11 @@ func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 // unlock is the one exit from every critical section that changed something.
 // l is the lane whose slots may have changed, nil if none's did. (No critical
 // section changes the slots of more than one, but for Close, after which
-// nothing is served.)
+// nothing is served, and for what comeBack takes, which frees none.)
 func (p *Pool[C]) unlock(l *lane[C]) {
 	if l != nil {
-		for l.waiting > 0 && p.grantable(l) {
-			w := l.queue.next.w
-			p.dequeue(w)
-			w.turn = p.grant(l)
-			p.wakeLater(w)
+		for l.queue.next != &l.queue && p.grantable(l) {
+			p.serve(l.queue.next.w, l)
 		}
 		// Only now, so that a waiter takes over what would be too much to keep.
 		// To trim because of those that are leaving would only make more leave.
@@ -512,34 +544,54 @@ func (p *Pool[C]) park(c *conn[C], flushes uint64, now time.Duration) {
 	}
 }
 
-// keep sets when an idle connection expires by the limits of its lane, and the
-// alarm for that. If it must not be kept at all, keep has it closed and
+// keep sees to it that an idle connection is closed when it expires by the
+// limits of its lane. If it must not be kept at all, keep has it closed now and
 // reports false.
 func (p *Pool[C]) keep(c *conn[C], now time.Duration) bool {
-	lim := &c.lane.limits
-	c.until = never
-	if lim.MaxIdleTime > 0 {
-		c.until, c.why = c.since+lim.MaxIdleTime, ReasonIdle
-	}
-	if lim.MaxAge > 0 {
-		if end := c.born + time.Duration(float64(lim.MaxAge)*c.jitter); end <= c.until {
-			c.until, c.why = end, ReasonAge
-		}
-	}
 	switch {
-	case p.closed:
-		p.shutConn(c, ReasonClosed)
-	case c.lane.state != Up:
-		p.shutConn(c, ReasonDown)
-	case lim.MaxUses > 0 && c.uses >= lim.MaxUses:
-		p.shutConn(c, ReasonUses)
-	case now >= c.until:
+	case !p.fit(c, now):
 		p.shutConn(c, c.why)
+	case c.taken:
+		p.shutConn(c, ReasonLeft)
 	default:
 		p.setAlarm(c.until, now)
 		return true
 	}
 	return false
+}
+
+// fit reports whether the limits and the state of its lane let a connection be
+// used again, and sets until when, or else why not.
+func (p *Pool[C]) fit(c *conn[C], now time.Duration) bool {
+	lim := &c.lane.limits
+	c.until = never
+	if lim.MaxIdleTime > 0 {
+		c.until, c.why = c.since+lim.MaxIdleTime, ReasonIdle
+	}
+	if end := c.oldAt(); end <= c.until {
+		c.until, c.why = end, ReasonAge
+	}
+	switch {
+	case p.closed:
+		c.why = ReasonClosed
+	case c.lane.state != Up:
+		c.why = ReasonDown
+	case lim.MaxUses > 0 && c.uses >= lim.MaxUses:
+		c.why = ReasonUses
+	default:
+		return now < c.until
+	}
+	return false
+}
+
+// oldAt returns when a connection reaches the age limit of its lane, never if
+// there is none.
+func (c *conn[C]) oldAt() time.Duration {
+	age := c.lane.limits.MaxAge
+	if age <= 0 {
+		return never
+	}
+	return c.born + time.Duration(float64(age)*c.jitter)
 }
 
 // sweep has the idle connections of a lane closed that must not be kept.
@@ -574,6 +626,7 @@ func (p *Pool[C]) shutConn(c *conn[C], why Reason) {
 	p.forget(c, why)
 	c.why = why
 	c.next, p.shut = p.shut, c
+	c.atOnce = c.atOnce || c.taken
 	if p.cfg.Retire != nil {
 		c.leaves = true
 		c.lane.leaving++
@@ -596,13 +649,15 @@ func (p *Pool[C]) setAlarm(at, now time.Duration) {
 	}
 }
 
-// reap closes the idle connections whose time is over. It runs in the timer's
+// reap closes the idle connections whose time is over, and gives riders whose
+// patience is over their places in the queue back. It runs in the timer's
 // goroutine and takes the lock itself.
 func (p *Pool[C]) reap() {
 	defer p.reapers.Done()
 	now := p.now()
 	p.mu.Lock()
 	p.alarm = never
+	p.endPatience(now)
 	for _, l := range *p.lanes.Load() {
 		p.sweep(l, now)
 		p.publish(l) // what is being retired occupies its slot
@@ -621,8 +676,6 @@ func (lim Limits) counts() Limits {
 	case lim.MaxIdle < 0:
 		lim.MaxIdle = 0
 	}
-	// A century is as good as no limit, and cannot overflow.
-	const century = 100 * 365 * 24 * time.Hour
 	if lim.MaxAge > century {
 		lim.MaxAge = 0
 	}
@@ -630,16 +683,4 @@ func (lim Limits) counts() Limits {
 		lim.MaxIdleTime = 0
 	}
 	return lim
-}
-
-// nextBit returns the first member of a bitset that is not below i, or
-// 64*len(set) if there is none.
-func nextBit(set []uint64, i int) int {
-	for w := i / 64; w < len(set); w++ {
-		if rest := set[w] >> (i % 64); rest != 0 {
-			return i + bits.TrailingZeros64(rest)
-		}
-		i = 64 * (w + 1)
-	}
-	return 64 * len(set)
 }

@@ -26,6 +26,7 @@ type fakeConn struct {
 	closes  int
 	why     connpool.Reason
 	dropped bool // by its holder
+	begun   any  // whose work was begun on it, and is not finished
 }
 
 func (c *fakeConn) String() string { return fmt.Sprintf("conn %d", c.id) }
@@ -77,12 +78,16 @@ type retirement struct {
 
 // newRetiringWorld has a pool that retires connections: they count as closed at
 // once, and are gone when the method gone is called.
-func newRetiringWorld(t testing.TB) *world {
+func newRetiringWorld(t testing.TB, patience time.Duration) *world {
 	w := &world{t: t}
 	cfg := w.config()
+	cfg.Patience = patience
 	cfg.Retire = func(c *fakeConn, why connpool.Reason, gone func()) bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if c.begun != nil {
+			t.Errorf("%v is retired, though somebody's work was begun on it", c)
+		}
 		if w.declines {
 			return false
 		}
@@ -225,18 +230,27 @@ func (w *world) wantStats(lane, held, idle, waiting int) {
 type wait struct {
 	w      *world
 	cancel context.CancelCauseFunc
-	done   bool // under w.mu
+	rider  *connpool.Rider // its load is the wait itself
+	done   bool            // under w.mu
 	turn   *fakeTurn
 	err    error
 }
 
 // wait must run in a bubble; it returns when the call has returned or waits.
-func (w *world) wait(lanes ...int) *wait {
+func (w *world) wait(lanes ...int) *wait { return w.waitAs(nil, lanes) }
+
+// waitToRide is wait with the offer to ride.
+func (w *world) waitToRide(lanes ...int) *wait { return w.waitAs(&connpool.Rider{}, lanes) }
+
+func (w *world) waitAs(r *connpool.Rider, lanes []int) *wait {
 	w.t.Helper()
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	q := &wait{w: w, cancel: cancel}
+	q := &wait{w: w, cancel: cancel, rider: r}
+	if r != nil {
+		r.Load = q
+	}
 	go func() {
-		t, err := w.Wait(ctx, set(lanes...))
+		t, err := w.Wait(ctx, set(lanes...), r)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		q.turn, q.err, q.done = t, err, true
@@ -580,7 +594,7 @@ func TestStrings(t *testing.T) {
 		"down": down, "once": once, "up": up, "invalid state": up + 1,
 		"broken": connpool.ReasonBroken, "dead": connpool.ReasonDead, "idle": connpool.ReasonIdle,
 		"age": connpool.ReasonAge, "uses": connpool.ReasonUses, "trimmed": connpool.ReasonTrimmed,
-		"closed": connpool.ReasonClosed, "invalid reason": connpool.ReasonClosed + 1,
+		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "invalid reason": connpool.ReasonClosed + 1,
 	} {
 		if got.String() != want {
 			t.Errorf("%q, want %q", got, want)

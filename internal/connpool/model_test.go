@@ -48,7 +48,8 @@ type model struct {
 	log     []string
 	closed  bool
 	lanes   []*modelLane
-	waiters []*modelWaiter // first come first
+	waiters []*modelWaiter // in the queue, first come first
+	rides   modelRides
 	turns   []*modelTurn
 	ended   []*fakeTurn
 }
@@ -69,6 +70,7 @@ type modelConn struct {
 	lane   *modelLane
 	uses   int
 	born   time.Time
+	taken  bool // somebody's work was begun on it, and nobody has it who finishes it
 	since  time.Time
 	limits limits // when it went idle, or when they were set
 }
@@ -79,6 +81,9 @@ type modelTurn struct {
 	conn    *modelConn
 	holds   bool
 	flushes int
+	once    bool
+	rides   bool
+	rider   *modelWaiter // on conn
 }
 
 func (c *modelConn) String() string {
@@ -90,12 +95,19 @@ func (c *modelConn) String() string {
 
 type modelWaiter struct {
 	*wait
-	lanes []int
+	lanes  []int
+	number int        // of arrival
+	on     *modelTurn // whose connection it rides on
+	until  time.Time  // when its patience is over
 }
 
 func TestModel(t *testing.T) {
+	var counts rideCounts
 	seeds(t, 400, func(t *testing.T, r *rand.Rand) {
-		m := &model{world: newWorld(t), t: t, r: r, start: time.Now()}
+		patience := []time.Duration{0, time.Second / 4, 3 * time.Second, -1}[r.IntN(4)]
+		m := &model{world: newPatientWorld(t, patience), t: t, r: r, start: time.Now()}
+		m.rides.patience, m.rides.busy = patience, r.IntN(3) > 0
+		defer func() { counts.add(m.rides.counts) }()
 		defer func() {
 			if t.Failed() {
 				t.Logf("schedule:\n%s", strings.Join(m.log, "\n"))
@@ -104,8 +116,12 @@ func TestModel(t *testing.T) {
 		for range 1 + r.IntN(3) {
 			m.addLane()
 		}
-		closeAt := r.IntN(200)
-		for i := range 100 {
+		steps := 100
+		if m.rides.busy {
+			steps = 200
+		}
+		closeAt := r.IntN(2 * steps)
+		for i := range steps {
 			if i == closeAt {
 				m.close()
 			} else {
@@ -118,6 +134,7 @@ func TestModel(t *testing.T) {
 		}
 		m.finish()
 	})
+	counts.check(t)
 }
 
 func (m *model) logf(format string, args ...any) {
@@ -130,42 +147,59 @@ func (m *model) step() {
 	if len(m.turns) > 0 {
 		turn = m.turns[m.r.IntN(len(m.turns))]
 	}
+	if m.rides.busy && turn != nil && m.r.IntN(3) == 0 {
+		switch {
+		case turn.rider == nil && len(m.rides.patient) > 0 && m.r.IntN(2) == 0:
+			m.end(turn, true) // may leave a slot free that a rider could have had
+		case len(m.waiters) < 2:
+			m.join()
+		default:
+			m.board(m.worthBoarding(turn))
+		}
+		return
+	}
 	switch n := m.r.IntN(100); {
-	case n < 12:
+	case n < 11:
 		m.tryTurn(lane)
 	case n < 28:
 		m.join()
-	case n < 33:
+	case n < 32:
 		m.cancel()
-	case n < 36:
+	case n < 34:
 		m.setState(lane, connpool.State(m.r.IntN(3)))
-	case n < 41:
+	case n < 39:
 		m.setState(lane, up)
-	case n < 45:
+	case n < 42:
 		m.setLimits(lane)
-	case n < 47:
+	case n < 43:
 		m.flush(lane)
-	case n < 50:
+	case n < 45:
 		m.recheck(lane)
-	case n < 54:
+	case n < 48:
 		m.kill(lane)
-	case n < 62:
-		m.pass(time.Duration(1+m.r.IntN(40)) * time.Second / 4)
-	case n < 63 && len(m.lanes) < 5:
+	case n < 54:
+		m.pass(time.Duration(1+m.r.IntN(m.r.IntN(40)+1)) * time.Second / 4)
+	case n < 55 && len(m.lanes) < 5:
 		m.addLane()
-	case n < 64 && len(m.ended) > 0:
+	case n < 56 && len(m.ended) > 0:
 		m.endAgain()
 	case turn == nil:
 		m.tryTurn(lane)
-	case n < 76:
-		m.conn(turn)
-	case n < 84:
+	case n < 66:
+		if m.conn(turn); m.rides.busy && !turn.holds {
+			m.adopt(turn)
+		}
+	case n < 73:
 		if turn.holds && m.r.IntN(10) > 0 {
-			m.end(turn, true)
+			m.board(m.worthBoarding(turn))
 		} else {
 			m.adopt(turn)
 		}
-	case n < 87:
+	case n < 83:
+		m.board(m.worthBoarding(turn))
+	case n < 85:
+		m.alight(turn)
+	case n < 88:
 		m.discard(turn)
 	default:
 		m.end(turn, m.r.IntN(6) > 0)
@@ -214,12 +248,18 @@ func (m *model) tryTurn(lane int) {
 func (m *model) join() {
 	var lanes []int
 	for i := range m.lanes {
-		if m.r.IntN(2) == 0 {
+		if m.r.IntN(4) < 2 || m.rides.busy && m.r.IntN(2) == 0 {
 			lanes = append(lanes, i)
 		}
 	}
-	q := &modelWaiter{m.wait(lanes...), lanes}
-	m.logf("wait for %v", lanes)
+	m.rides.came++
+	q := &modelWaiter{lanes: lanes, number: m.rides.came}
+	if m.r.IntN(4) > 0 {
+		q.wait = m.waitToRide(lanes...)
+	} else {
+		q.wait = m.wait(lanes...)
+	}
+	m.logf("wait for %v, %d", lanes, q.number)
 	m.waiters = append(m.waiters, q)
 	if m.closed {
 		m.fail(q, connpool.ErrClosed)
@@ -235,11 +275,12 @@ func (m *model) join() {
 }
 
 func (m *model) cancel() {
-	if len(m.waiters) == 0 {
+	all := m.allWaiters()
+	if len(all) == 0 {
 		return
 	}
-	q := m.waiters[m.r.IntN(len(m.waiters))]
-	m.logf("cancel %v", q.lanes)
+	q := all[m.r.IntN(len(all))]
+	m.logf("cancel %v, %d", q.lanes, q.number)
 	q.cancel(nil)
 	m.fail(q, context.Canceled)
 }
@@ -290,7 +331,12 @@ func (m *model) recheck(lane int) {
 }
 
 func (m *model) kill(lane int) {
-	if idle := m.lanes[lane].idle; len(idle) > 0 {
+	if len(m.turns) > 0 && m.r.IntN(2) == 0 {
+		if c := m.turns[m.r.IntN(len(m.turns))].conn; c != nil {
+			m.logf("%v dies in use", c)
+			c.c.dead = true
+		}
+	} else if idle := m.lanes[lane].idle; len(idle) > 0 {
 		c := idle[m.r.IntN(len(idle))].c
 		m.logf("%v dies", c)
 		c.dead = true
@@ -299,6 +345,18 @@ func (m *model) kill(lane int) {
 
 func (m *model) pass(d time.Duration) {
 	m.logf("%v pass", d)
+	end := time.Now().Add(d)
+	for next := m.patienceEnds(end); !next.IsZero(); next = m.patienceEnds(end) {
+		m.sleep(time.Until(next) - 1)
+		time.Sleep(1)
+		synctest.Wait()
+		m.endPatience()
+		m.sleep(0)
+	}
+	m.sleep(time.Until(end))
+}
+
+func (m *model) sleep(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 	for _, l := range m.lanes {
@@ -313,6 +371,10 @@ func (m *model) conn(t *modelTurn) {
 	for !t.holds {
 		if c := t.conn; c != nil {
 			switch {
+			case c.taken:
+				c.taken, t.holds = false, true
+				l.reused++
+				continue
 			case m.shutIfExpired(c):
 			case c.c.dead:
 				m.shut(c, connpool.ReasonDead)
@@ -336,7 +398,9 @@ func (m *model) adopt(t *modelTurn) {
 	m.logf("lane %d adopts %v", t.lane, c)
 	t.turn.Adopt(c)
 	l := m.lanes[t.lane]
+	t.rides = false
 	if t.holds {
+		m.getOff(t)
 		m.shut(t.conn, connpool.ReasonTrimmed)
 	} else if t.conn != nil {
 		m.park(t.conn, t.flushes)
@@ -357,9 +421,10 @@ func (m *model) discard(t *modelTurn) {
 
 func (m *model) drop(t *modelTurn) {
 	if t.holds {
+		m.getOff(t)
 		t.conn.c.dropped = true
 		t.conn.lane.closed[connpool.ReasonBroken]++
-		t.conn, t.holds = nil, false
+		t.conn, t.holds, t.rides = nil, false, false
 	}
 }
 
@@ -378,6 +443,10 @@ func (m *model) end(t *modelTurn, put bool) {
 	}
 	m.turns = slices.DeleteFunc(m.turns, func(x *modelTurn) bool { return x == t })
 	m.ended = append(m.ended, t.turn)
+	if m.handOver(t) {
+		return
+	}
+	m.getOff(t)
 	m.lanes[t.lane].held--
 	if t.conn != nil {
 		m.park(t.conn, t.flushes)
@@ -410,16 +479,20 @@ func (m *model) close() {
 		}
 	}
 	m.closed = true
-	for len(m.waiters) > 0 {
-		m.fail(m.waiters[0], connpool.ErrClosed)
+	for _, q := range m.allWaiters() {
+		m.fail(q, connpool.ErrClosed)
 	}
 }
 
 // The rules.
 
 func (m *model) randomLimits() limits {
+	most := []int{1, 1, 2, 3, 5, 0}
+	if m.rides.busy {
+		most = most[:3]
+	}
 	return limits{
-		Max:         []int{1, 1, 2, 3, 5, 0}[m.r.IntN(6)],
+		Max:         most[m.r.IntN(len(most))],
 		MaxIdle:     []int{0, 0, 0, 1, 2, -1}[m.r.IntN(6)],
 		MaxUses:     []int{0, 0, 4}[m.r.IntN(3)],
 		MaxAge:      []time.Duration{0, 0, 20 * time.Second}[m.r.IntN(3)],
@@ -436,7 +509,7 @@ func (m *model) grant(turn *fakeTurn, lane int) {
 	if turn.Lane() != lane {
 		m.t.Fatalf("a turn of lane %d instead of %d", turn.Lane(), lane)
 	}
-	m.turns = append(m.turns, &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes})
+	m.turns = append(m.turns, &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes, once: l.state == once})
 	l.held++
 	if l.state == once {
 		l.state = down
@@ -453,10 +526,7 @@ func (m *model) serve(lane int) {
 		if i < 0 {
 			break
 		}
-		q := m.waiters[i]
-		m.waiters = slices.Delete(m.waiters, i, i+1)
-		m.logf("  lane %d goes to the waiter for %v", lane, q.lanes)
-		m.grant(q.gets(lane), lane)
+		m.serveTo(m.waiters[i], lane)
 	}
 	m.trim(l)
 }
@@ -481,9 +551,9 @@ func (m *model) failStranded() {
 }
 
 func (m *model) fail(q *modelWaiter, err error) {
-	m.logf("  the waiter for %v fails: %v", q.lanes, err)
+	m.logf("  the waiter for %v, %d, fails: %v", q.lanes, q.number, err)
 	q.fails(err)
-	m.waiters = slices.DeleteFunc(m.waiters, func(x *modelWaiter) bool { return x == q })
+	m.leave(q)
 }
 
 func (m *model) park(c *modelConn, flushes int) {
@@ -499,6 +569,8 @@ func (m *model) park(c *modelConn, flushes int) {
 	case c.limits.MaxUses > 0 && c.uses >= c.limits.MaxUses:
 		m.shut(c, connpool.ReasonUses)
 	case m.shutIfExpired(c):
+	case c.taken:
+		m.shut(c, connpool.ReasonLeft)
 	default:
 		i := len(l.idle)
 		for i > 0 && l.idle[i-1].since.After(c.since) {
@@ -520,21 +592,28 @@ func (l *modelLane) pop() *modelConn {
 
 // shutIfExpired reports whether the time of a connection is over.
 func (m *model) shutIfExpired(c *modelConn) bool {
-	age, idle := time.Since(c.born), time.Since(c.since)
-	idleOver := c.limits.MaxIdleTime > 0 && idle >= c.limits.MaxIdleTime
-	mayBeOld := c.limits.MaxAge > 0 && age >= c.limits.MaxAge*9/10
-	mustBeOld := c.limits.MaxAge > 0 && age >= c.limits.MaxAge*11/10
+	why, over := m.expired(c)
+	if over {
+		m.shut(c, why)
+	}
+	return over
+}
+
+func (m *model) expired(c *modelConn) (why connpool.Reason, over bool) {
+	mayBeOld, mustBeOld := c.old()
+	idle := time.Since(c.since)
 	switch {
 	case mayBeOld && c.c.closes > 0 && c.c.why == connpool.ReasonAge:
-		m.shut(c, connpool.ReasonAge)
-	case idleOver:
-		m.shut(c, connpool.ReasonIdle)
-	case mustBeOld:
-		m.shut(c, connpool.ReasonAge)
-	default:
-		return false
+		return connpool.ReasonAge, true
+	case c.limits.MaxIdleTime > 0 && idle >= c.limits.MaxIdleTime:
+		return connpool.ReasonIdle, true
 	}
-	return true
+	return connpool.ReasonAge, mustBeOld
+}
+
+func (c *modelConn) old() (mayBe, mustBe bool) {
+	age, max := time.Since(c.born), c.limits.MaxAge
+	return max > 0 && age >= max*9/10, max > 0 && age >= max*11/10
 }
 
 func (m *model) shutIdle(l *modelLane, why connpool.Reason) {
@@ -556,16 +635,18 @@ func (m *model) shut(c *modelConn, why connpool.Reason) {
 func (m *model) check() {
 	m.t.Helper()
 	synctest.Wait()
-	if n := m.Waiting(); n != len(m.waiters) {
-		m.t.Errorf("Waiting() = %d, want %d", n, len(m.waiters))
+	waiters := m.allWaiters()
+	if n := m.Waiting(); n != len(waiters) {
+		m.t.Errorf("Waiting() = %d, want %d", n, len(waiters))
 	}
-	for _, q := range m.waiters {
+	for _, q := range waiters {
 		q.waits()
 	}
+	m.checkRides()
 	closed := 0
 	for i, l := range m.lanes {
 		want := connpool.LaneStats{State: l.state, Held: l.held, Idle: len(l.idle), Opened: l.opened, Reused: l.reused}
-		for _, q := range m.waiters {
+		for _, q := range waiters {
 			if slices.Contains(q.lanes, i) {
 				want.Waiting++
 			}

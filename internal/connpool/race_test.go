@@ -35,29 +35,41 @@ type crowd struct {
 	lane    map[*fakeConn]int
 	closed  bool
 	checks  []int // calls of Recheck that run
+	rides   int   // turns granted to riders
 }
 
 type crowdTurn struct {
 	asked bool // for a connection
+	q     *crowdWaiter
+	rider *crowdWaiter
 }
 
 type crowdWaiter struct {
 	tick  int // of arrival
 	lanes []int
+
+	on    *fakeConn // that it rides on
+	since time.Time // when it boarded
+	rode  bool      // since the last check
 }
 
-type crowdGrant struct{ tick, lane int }
+type crowdGrant struct {
+	tick, lane int
+	rides      bool
+}
 
 func TestCrowd(t *testing.T) {
+	rides := 0
 	seeds(t, 200, func(t *testing.T, r *rand.Rand) {
 		c := &crowd{
-			world: newWorld(t), t: t, lanes: 1 + r.IntN(4),
+			world: newPatientWorld(t, crowdPatience), t: t, lanes: 1 + r.IntN(4),
 			turns: map[*fakeTurn]*crowdTurn{}, waiters: map[*crowdWaiter]bool{},
 			owner: map[*fakeConn]*fakeTurn{}, lane: map[*fakeConn]int{},
 		}
 		if r.IntN(2) == 0 {
-			c.world = newRetiringWorld(t)
+			c.world = newRetiringWorld(t, crowdPatience)
 		}
+		defer func() { rides += c.rides }()
 		for range c.lanes {
 			lim := c.randomLimits(r)
 			c.AddLane(lim, up)
@@ -126,6 +138,10 @@ func TestCrowd(t *testing.T) {
 			}
 		}
 	})
+	if *seedFlag == 0 && rides == 0 {
+		t.Error("nobody ever rode")
+	}
+	t.Logf("%d rides", rides)
 }
 
 func (c *crowd) now() int {
@@ -164,6 +180,9 @@ func (c *crowd) use(r *rand.Rand) {
 		c.connect(r, turn)
 	}
 	pause(r, 4)
+	if r.IntN(3) > 0 {
+		c.board(r, turn)
+	}
 	if r.IntN(6) == 0 {
 		c.drop(turn)
 		turn.Discard()
@@ -202,9 +221,16 @@ func (c *crowd) take(r *rand.Rand) *fakeTurn {
 	q.tick = c.tick
 	c.waiters[q] = true
 	c.mu.Unlock()
-	turn, err := c.Wait(ctx, set(q.lanes...))
+	var rider *connpool.Rider
+	if r.IntN(4) > 0 {
+		rider = &connpool.Rider{Load: q}
+	}
+	turn, err := c.Wait(ctx, set(q.lanes...), rider)
 	c.mu.Lock()
 	delete(c.waiters, q)
+	if q.on != nil && !rider.Lent {
+		c.t.Errorf("rides on %v still, and was not lent", q.on)
+	}
 	closed := c.closed
 	c.mu.Unlock()
 	switch {
@@ -221,8 +247,8 @@ func (c *crowd) take(r *rand.Rand) *fakeTurn {
 func (c *crowd) granted(q *crowdWaiter, turn *fakeTurn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.turns[turn] = &crowdTurn{}
-	c.grants = append(c.grants, crowdGrant{q.tick, turn.Lane()})
+	c.turns[turn] = &crowdTurn{q: q}
+	c.grants = append(c.grants, crowdGrant{q.tick, turn.Lane(), turn.Rides()})
 }
 
 func (c *crowd) connect(r *rand.Rand, turn *fakeTurn) {
@@ -247,6 +273,7 @@ func (c *crowd) connect(r *rand.Rand, turn *fakeTurn) {
 		c.t.Errorf("%v handed out by lane %d: in use %v, closed %d times, dropped %v, of lane %d",
 			conn, turn.Lane(), other != nil, conn.closes, conn.dropped, c.lane[conn])
 	}
+	c.takes(turn, conn)
 	c.owner[conn] = turn
 	c.turns[turn].asked = true
 }
@@ -262,6 +289,7 @@ func (c *crowd) drop(turn *fakeTurn) {
 		conn.dropped = true
 		delete(c.owner, conn)
 		c.turns[turn].asked = false
+		c.rideEnds(turn)
 	}
 }
 
@@ -272,6 +300,7 @@ func (c *crowd) end(r *rand.Rand, turn *fakeTurn) {
 	}
 	conn, ok := turn.Held()
 	c.mu.Lock()
+	c.rideEnds(turn)
 	delete(c.turns, turn)
 	if ok {
 		delete(c.owner, conn)
@@ -333,7 +362,7 @@ func (c *crowd) check() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.t
-	held, unasked, waiting := make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes)
+	held, unasked, waiting, patient := make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes)
 	for turn, ct := range c.turns {
 		held[turn.Lane()]++
 		if !ct.asked {
@@ -341,12 +370,15 @@ func (c *crowd) check() {
 		}
 	}
 	for q := range c.waiters {
-		lives := false
+		lives := c.isPatient(q)
 		for _, i := range q.lanes {
 			waiting[i]++
+			if c.isPatient(q) {
+				patient[i]++
+			}
 			lives = lives || c.Stats(i).State != down
 			for _, g := range c.grants {
-				if g.lane == i && g.tick > q.tick {
+				if g.lane == i && g.tick > q.tick && !g.rides && !q.rode {
 					t.Errorf("lane %d granted to one who came at %d; one who came at %d waits still", i, g.tick, q.tick)
 				}
 			}
@@ -354,6 +386,7 @@ func (c *crowd) check() {
 		if !lives {
 			t.Errorf("one waits for lanes %v, none of which is up", q.lanes)
 		}
+		q.rode = c.isPatient(q)
 	}
 	if n := c.Waiting(); n != len(c.waiters) {
 		t.Errorf("Waiting() = %d, want %d", n, len(c.waiters))
@@ -392,8 +425,8 @@ func (c *crowd) check() {
 		if got := c.Free(i); got != free && (got || !checking) {
 			t.Errorf("Free(%d) = %v, want %v", i, got, free)
 		}
-		if free && !checking && s.Waiting > 0 {
-			t.Errorf("lane %d is free, and %d wait for it", i, s.Waiting)
+		if n := s.Waiting - patient[i]; free && !checking && n > 0 {
+			t.Errorf("lane %d is free, and %d wait for it", i, n)
 		}
 		if s.Idle > unowned[i] || s.Idle+unasked[i] < unowned[i] {
 			t.Errorf("lane %d: %d open connections nobody uses, %d are idle and %d may be reserved", i, unowned[i], s.Idle, unasked[i])
@@ -421,7 +454,7 @@ func TestOnceRaces(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), d)
 					defer cancel()
-					if turn, err := w.Wait(ctx, set(0, 1)); err == nil {
+					if turn, err := w.Wait(ctx, set(0, 1), nil); err == nil {
 						granted.Add(1)
 						turns <- turn
 					}
@@ -506,7 +539,7 @@ func TestStress(t *testing.T) {
 		} else {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(300))*time.Microsecond)
 			var err error
-			turn, err = p.Wait(ctx, []uint64{rand.Uint64N(1 << lanes)})
+			turn, err = p.Wait(ctx, []uint64{rand.Uint64N(1 << lanes)}, nil)
 			cancel()
 			switch {
 			case errors.Is(err, connpool.ErrNoLane):

@@ -12,7 +12,7 @@ func TestRetire(t *testing.T) {
 	run := func(name string, lim limits, f func(t *testing.T, w *world, gone func())) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newRetiringWorld(t)
+				w := newRetiringWorld(t, 0)
 				w.AddLane(lim, up)
 				f(t, w, func() {
 					t.Helper()
@@ -143,7 +143,7 @@ func TestRetire(t *testing.T) {
 	})
 	t.Run("closed", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			w := newRetiringWorld(t)
+			w := newRetiringWorld(t, 0)
 			w.AddLane(limits{Max: 2}, up)
 			w.fill(0, 2)
 			w.Close()

@@ -18,6 +18,7 @@ type turn[C any] struct {
 	conn    *conn[C] // reserved for the turn when it was granted, or held by it
 	holds   bool     // conn was handed out or adopted
 	ended   bool
+	rides   bool   // conn came with what was begun for the turn while it was a rider
 	once    bool   // granted by a lane that was Once
 	epoch   uint64 // the lane's, if once
 	flushes uint64 // the lane's
@@ -37,13 +38,18 @@ func (t *Turn[C]) Held() (c C, ok bool) {
 
 // Conn returns the connection that the turn holds or else hands out the newest
 // idle connection of the lane that is alive, which the turn holds from then
-// on. Those that are dead or out of date are closed on the way.
+// on. Those that are dead or out of date are closed on the way. A turn that
+// Rides gets the connection it rode on as it is.
 func (t *Turn[C]) Conn() (c C, ok bool) {
 	p := t.pool
 	for !t.holds {
 		why := ReasonDead
 		switch {
 		case t.conn == nil:
+		case t.conn.taken: // by this turn, when it was a rider: what was begun goes on
+			t.conn.taken, t.holds = false, true
+			t.lane.reused.Add(1)
+			continue
 		case p.now() >= t.conn.until:
 			why = t.conn.why
 		case p.cfg.Alive == nil || p.cfg.Alive(t.conn.c):
@@ -69,10 +75,10 @@ func (t *Turn[C]) Conn() (c C, ok bool) {
 }
 
 // Adopt gives the turn a connection that the caller has just opened. If it
-// holds one already, the pool closes that one; if an idle connection would now
-// be one too many, it closes the oldest. If the pool was closed meanwhile,
-// Config.Abort is called at once. An ended turn adopts nothing: the connection
-// is closed.
+// holds one already, the pool closes that one, and its rider gets its place in
+// the queue back; if an idle connection would now be one too many, the pool
+// closes the oldest. If the pool was closed meanwhile, Config.Abort is called at
+// once. An ended turn adopts nothing: the connection is closed.
 func (t *Turn[C]) Adopt(c C) {
 	p, l := t.pool, t.lane
 	now := p.now()
@@ -84,8 +90,10 @@ func (t *Turn[C]) Adopt(c C) {
 		}
 		return
 	}
+	t.rides = false
 	switch {
 	case t.holds:
+		p.alight(t.conn)
 		p.shutConn(t.conn, ReasonTrimmed)
 	case t.conn != nil:
 		p.park(t.conn, t.flushes, now)
@@ -102,7 +110,8 @@ func (t *Turn[C]) Adopt(c C) {
 }
 
 // Discard says that the held connection is broken; the caller closes it. The
-// turn goes on without one. If it holds none, Discard does nothing.
+// turn goes on without one, and the rider, if there is one, gets its place in
+// the queue back. If the turn holds none, Discard does nothing.
 func (t *Turn[C]) Discard() {
 	t.pool.mu.Lock()
 	t.discard()
@@ -111,7 +120,9 @@ func (t *Turn[C]) Discard() {
 
 // Put ends the turn. The connection it holds has been used that many times more
 // and becomes idle, or is closed if a limit, the state of the lane or the end of
-// the pool says so. Put reports false if the turn had ended already.
+// the pool says so. If it has a rider it is not made idle but handed to the
+// rider, or closed, and the rider gets its place in the queue back. Put reports
+// false if the turn had ended already.
 func (t *Turn[C]) Put(uses int) bool {
 	p := t.pool
 	now := p.now()
@@ -124,13 +135,16 @@ func (t *Turn[C]) Put(uses int) bool {
 		t.conn.uses += max(uses, 0)
 		t.conn.since = now
 	}
-	t.end(now)
+	if !t.handOver(now) {
+		t.end(now)
+	}
 	p.unlock(t.lane)
 	return true
 }
 
 // Drop ends the turn. The connection it holds, if any, is the caller's to close
-// and not used again. Drop reports false if the turn had ended already.
+// and not used again, and its rider gets its place in the queue back. Drop
+// reports false if the turn had ended already.
 func (t *Turn[C]) Drop() bool {
 	p := t.pool
 	now := p.now()
@@ -162,14 +176,16 @@ func (t *turn[C]) giveBack() {
 // discard forgets the held connection.
 func (t *turn[C]) discard() {
 	if t.holds {
+		t.pool.alight(t.conn)
 		t.pool.forget(t.conn, ReasonBroken)
-		t.conn, t.holds = nil, false
+		t.conn, t.holds, t.rides = nil, false, false
 	}
 }
 
 // end gives the slot back, and the connection if there is one.
 func (t *turn[C]) end(now time.Duration) {
 	if t.conn != nil {
+		t.pool.alight(t.conn) // before the slot is free, see comeBack
 		t.pool.park(t.conn, t.flushes, now)
 	}
 	t.lane.held--

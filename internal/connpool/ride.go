@@ -1,0 +1,183 @@
+package connpool
+
+import "time"
+
+// A Rider is what a waiter may be taken along with, see [Turn.Board].
+type Rider struct {
+	// Load is what the turn that takes the waiter along is given. It means nothing
+	// to the pool.
+	Load any
+	// Lent is set by each call of Wait when it returns: a turn has taken Load, and
+	// may read it still, because the waiter did not wait for the end of the ride.
+	// The owner of Load must then neither change it nor use it again. If Lent is
+	// false, whoever was given Load is done with it.
+	Lent bool
+}
+
+// Board makes the first waiter of the lane the rider of the connection that the
+// turn holds, and returns its Load. The holder is expected to begin the rider's
+// work on the connection behind its own now, and then to end the turn as ever:
+// Put hands the connection to the rider if it may still be used, and the slot
+// with it, so a chain of riders can go on over one connection until a limit
+// ends it. If the holder finds that it has nothing to begin, it says so by
+// Alight. The rider can leave at any time; the turn is not told, and the
+// connection is closed when the turn ends.
+//
+// uses is how often the turn has used the connection, including the use that is
+// about to end, as Put will be told.
+//
+// Nobody boards, and ok is false, when the first waiter offers no Rider or rides
+// already (to let others pass would starve it); when Put could not hand the
+// connection on, as things are: by the state, Max, MaxUses and MaxAge of the
+// lane, by Flush and by Close; when a Once lane granted the turn, as its
+// connection is the proof that is awaited; when somebody has boarded before; and
+// when the turn holds no connection.
+func (t *Turn[C]) Board(uses int) (load any, ok bool) {
+	p, l := t.pool, t.lane
+	if l.mirror.Load()&1 != 0 { // without the lock: who could have a turn does not wait
+		return nil, false
+	}
+	now := p.now()
+	p.mu.Lock()
+	if w := l.queue.next.w; w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
+		c := t.conn
+		c.rider, c.taken = w, true
+		w.unqueue()
+		w.conn = c
+		w.seat.w = w
+		w.seat.insert(&p.riders)
+		w.until = never
+		if p.patient != never {
+			w.until = now + p.patient
+		}
+		p.setAlarm(w.until, now)
+		load, ok = w.rider.Load, true
+	}
+	p.unlock(nil)
+	return load, ok
+}
+
+// Alight says that nothing was begun for the rider, if there is or was one: it
+// gets its place in the queue back, as if it had never left, and the connection
+// is as before Board.
+func (t *Turn[C]) Alight() {
+	p := t.pool
+	p.mu.Lock()
+	if t.holds {
+		t.conn.taken = false
+		p.alight(t.conn)
+	}
+	p.unlock(nil)
+}
+
+// Rides reports whether the turn was granted to a rider, with the connection it
+// rode on. Conn returns that connection, on which the turn's work has been begun;
+// if the turn ends without having asked for it, it is closed. When the connection
+// is discarded or another adopted, the turn rides no longer.
+func (t *Turn[C]) Rides() bool { return t.rides }
+
+// patience returns Patience as a pool has it.
+func (cfg *Config[C]) patience() time.Duration {
+	switch {
+	case cfg.Patience == 0:
+		return time.Second
+	case cfg.Patience < 0 || cfg.Patience > century:
+		return never
+	}
+	return cfg.Patience
+}
+
+// The methods that follow need the lock.
+
+// takesRider reports whether the connection of a turn that has been used that
+// often by it could be handed on at the end of the turn, as things are.
+func (t *turn[C]) takesRider(uses int, now time.Duration) bool {
+	p, l, c := t.pool, t.lane, t.conn
+	return t.holds && !c.taken && !t.once &&
+		!p.closed && l.state == Up && t.flushes == l.flushes && l.held <= l.limits.Max &&
+		(l.limits.MaxUses <= 0 || c.uses+max(uses, 0) < l.limits.MaxUses) &&
+		now < c.oldAt()
+}
+
+// handOver ends a turn by granting the slot and the connection to the rider. It
+// does nothing, and reports false, if there is none or the connection must not
+// be used again.
+func (t *turn[C]) handOver(now time.Duration) bool {
+	p, l, c := t.pool, t.lane, t.conn
+	if !t.holds || c.rider == nil || t.flushes != l.flushes || l.held > l.limits.Max || !p.fit(c, now) {
+		return false
+	}
+	w := c.rider
+	w.disembark()
+	p.leave(w)
+	w.turn = turn[C]{pool: p, lane: l, conn: c, rides: true, flushes: t.flushes}
+	p.wakeLater(w)
+	t.conn, t.holds, t.ended = nil, false, true
+	return true
+}
+
+// alight gives the rider of a connection, if there is one, its place in the
+// queue back. What comeBack asks for must hold.
+func (p *Pool[C]) alight(c *conn[C]) {
+	if w := c.rider; w != nil {
+		w.disembark()
+		if !w.queued {
+			p.comeBack(w)
+		}
+	}
+}
+
+// disembark parts a rider from its connection, which does not become usable by
+// that.
+func (w *waiter[C]) disembark() {
+	w.conn.rider = nil
+	w.conn = nil
+	if w.seat.next != nil {
+		w.seat.remove()
+	}
+}
+
+// comeBack gives a waiter that is out of the queue what it would have if it had
+// stayed: a turn, a failure, or its place. It is to be called before anything
+// else is changed, when a lane that could grant a turn has nobody in its queue
+// (see unlock), so that the waiter overtakes nobody. The lane that it takes a slot
+// of is not unlock's concern any more.
+func (p *Pool[C]) comeBack(w *waiter[C]) {
+	if p.closed {
+		p.fail(w, ErrClosed)
+		return
+	}
+	for i := range w.links {
+		if l := w.links[i].lane; p.grantable(l) {
+			p.serve(w, l)
+			p.publish(l)
+			return
+		}
+	}
+	if !w.hasLane() {
+		p.fail(w, ErrNoLane)
+		return
+	}
+	for i := range w.links {
+		k := &w.links[i]
+		at := k.lane.queue.next
+		for at.w != nil && at.w.ticket < w.ticket {
+			at = at.next
+		}
+		k.insert(at)
+	}
+	w.queued = true
+}
+
+// endPatience lets the riders whose patience is over come back, while they ride
+// on, and sets the alarm for the next.
+func (p *Pool[C]) endPatience(now time.Duration) {
+	for w := p.riders.next.w; w != nil; w = p.riders.next.w {
+		if w.until > now {
+			p.setAlarm(w.until, now)
+			return
+		}
+		w.seat.remove()
+		p.comeBack(w)
+	}
+}
