@@ -50,7 +50,7 @@ var matrixFaults = []struct{ name, what string }{
 	{"4xx", "a temporary refusal with no more than its code"},
 	{"5xx", "a permanent refusal with no more than its code"},
 	{"421", "the relay says that it closes the connection (RFC 5321 §3.8)"},
-	{"timeout", "silence, the connection stays open"},
+	{"timeout", "silence for as long as `Relay.Timeouts` allows, and the connection stays open"},
 	{"EOF", "the relay ends the connection"},
 	{"RST", "the connection breaks; at dialling, it is refused"},
 	{"malformed", "bytes that are no SMTP reply"},
@@ -62,7 +62,7 @@ var matrixStages = []struct{ name, title, what string }{
 	{"dial", "Connecting", ""},
 	{"tls", "TLS handshake", "Nothing ever falls back to plain text."},
 	{"banner", "Greeting", "A greeting never fails a message: nothing was said about it."},
-	{"ehlo", "EHLO", "After STARTTLS, too. HELO is tried after 500, 501, 502 and 504, but only where neither TLS nor AUTH is required."},
+	{"ehlo", "EHLO", "After STARTTLS, too. HELO is tried after 500, 501, 502 and 504, but only where nothing is required that EHLO has to offer: STARTTLS or AUTH."},
 	{"starttls", "STARTTLS", ""},
 	{"auth", "AUTH", "One more try, with a new token, is made where `Relay.Auth` gave the refused one."},
 	{"mail", "MAIL", "A refused sender is the relay's policy: another relay may think otherwise."},
@@ -76,12 +76,12 @@ var matrixStages = []struct{ name, title, what string }{
 
 const (
 	noConnection = "– there is no connection yet"
-	onlyFresh    = "– a connection that is used again is past this"
+	onlyFresh    = "– it is past this"
 	noTLS        = "– no TLS"
 	noReply      = "– no replies in a handshake"
 	notAsked     = "– STARTTLS isn't asked for"
 	notYetTLS    = "– TLS has not begun"
-	ridesOnOpen  = "– one rides on a connection that is past this"
+	ridesOnOpen  = "– it rides on a connection that is past this"
 	notYetRidden = "– nobody rides before the message in front is on its way"
 	noData       = "– BDAT takes the place of DATA"
 	freshNoRSET  = "– a new connection has nothing to reset"
