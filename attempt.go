@@ -14,14 +14,18 @@ import (
 	"github.com/smtplb/smtplb/internal/verdict"
 )
 
-// attempt hands what is pending of d to the relay of t: connection, transactions, verdicts, books. It ends t and permit whatever
+// attempt hands what is pending of d to the relay of d.turn: connection, transactions, verdicts, books. It ends the turn and permit whatever
 // happens, a panic in a hook or in the caller's Dial included.
-func (p *Pool) attempt(ctx context.Context, d *delivery, t *connpool.Turn[*session.Conn], permit breaker.Permit, waited time.Duration) {
+func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, waited time.Duration) {
+	t, a := &d.turn, &d.try
 	r := p.relays[t.Lane()]
-	a := attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(t.Lane())}
-	a.record = Attempt{Relay: r.name, Start: time.Now(), Offered: d.pending, Timings: Timings{Wait: waited}}
+	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(t.Lane())}
+	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: time.Now(), Offered: d.pending, Timings: Timings{Wait: waited}}
 	d.tried.add(r.index)
 	r.counts.attempts.Add(1)
+	if t.Rides() {
+		r.counts.rides.Add(1)
+	}
 
 	outcome := breaker.NotCounted
 	defer func() { permit.Done(outcome) }() // after the connection is back: a change of state closes idle ones
@@ -83,12 +87,17 @@ func (a *attempt) run(ctx context.Context) {
 	for a.batch() {
 		a.transact(ctx)
 		v := a.judgeEnd()
-		if v.Move == verdict.Redial { // never of a new connection, so it ends
-			a.relay.counts.redials.Add(1)
-			a.record.Redialed = true
+		stale := v.Move == verdict.Redial
+		if stale || a.noChunks() { // the one never of a new connection, the other once: it ends
+			if stale {
+				a.relay.counts.redials.Add(1)
+				a.record.Redialed = true
+			}
 			a.unoffer()
 			a.drop()
-			a.pool.conns.Recheck(a.relay.index)
+			if stale {
+				a.pool.conns.Recheck(a.relay.index)
+			}
 			if end := a.dial(ctx); end != nil {
 				a.failed(end)
 				return
@@ -207,14 +216,34 @@ func (a *attempt) unoffer() {
 
 func (a *attempt) transact(ctx context.Context) {
 	d := a.d
-	d.tx = session.Transaction{
-		From: d.msg.from, To: d.to, Body: d.msg.wire, Size: d.msg.size, EightBit: d.msg.eightBit, UTF8: d.msg.utf8, All: d.env.RequireAll,
-		Cut: a.cut, CommitBy: d.commitBy, Total: d.total,
-	}
+	d.fillTransaction()
+	d.tx.Chunks = a.relay.chunking && !a.relay.refusesChunks.Load()
+	d.tx.Cut, d.tx.CommitBy, d.tx.Total, d.tx.Next = a.cut, d.commitBy, d.total, a
 	a.uses++
-	a.conn.Transact(ctx, &d.tx, &d.res)
+	a.conn.Transact(ctx, d.tx, &d.res)
 	t, s := &a.record.Timings, &d.res.Timings
 	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
+	a.relay.learnRiding(&d.res, a.record.Rode)
+}
+
+// fillTransaction makes d.tx the message for the recipients in d.to.
+func (d *delivery) fillTransaction() {
+	m := &d.msg
+	*d.tx = session.Transaction{
+		From: m.from, To: d.to, Body: m.wire, Size: m.size, EightBit: m.eightBit, UTF8: m.utf8, DSN: m.dsn,
+		RequireTLS: d.env.RequireTLS, All: d.env.RequireAll,
+	}
+}
+
+// noChunks reports whether the relay does not know the BDAT that it offers. It is then not used there again, and the message goes out with DATA: what was
+// refused in this way was certainly not accepted.
+func (a *attempt) noChunks() bool {
+	end := &a.d.res.End
+	if !a.d.res.Chunked || end.Reply.Code != 500 && end.Reply.Code != 502 && end.Reply.Code != 503 {
+		return false
+	}
+	a.relay.refusesChunks.Store(true)
+	return true
 }
 
 // judgeEnd asks what the end of the transaction means for the recipients that the relay had not refused by then.
@@ -388,9 +417,10 @@ func (a *attempt) release() {
 		t.Put(0)
 	case conn.Reusable() && a.sound:
 		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most { // RFC 9422
-			if !a.pool.retire(conn, connpool.ReasonUses, func() { t.Drop() }) { // the slot is free when the relay knows
+			held := *t                                                             // what t points at is used for the next attempt
+			if !a.pool.retire(conn, connpool.ReasonUses, func() { held.Drop() }) { // the slot is free when the relay knows
 				_ = conn.Close()
-				t.Drop()
+				held.Drop()
 			}
 			return
 		}

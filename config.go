@@ -66,7 +66,8 @@ type Relay struct {
 	// TLS says how the conversation is encrypted. Default: TLSAuto.
 	TLS TLSMode
 	// TLSConfig is the base of the TLS configuration: roots, client certificates, versions. It is cloned; ServerName is set to Addr's
-	// host where it is empty, MinVersion to TLS 1.2 where it is lower. nil: the system's roots.
+	// host where it is empty, MinVersion to TLS 1.2 where it is lower, and sessions are resumed where it has neither a ClientSessionCache nor a
+	// VerifyPeerCertificate, which resumption would go past. nil: the system's roots.
 	TLSConfig *tls.Config
 
 	// Username and Password are for AUTH (RFC 4954). Default: no authentication. They are sent over TLS only, unless TLS is TLSNone and
@@ -86,6 +87,13 @@ type Relay struct {
 	Breaker Breaker
 	// Timeouts bound the stages of a conversation.
 	Timeouts Timeouts
+	// NoRiding: the envelope of the next message is never sent behind the body of the message in progress. By default, where a send waits for a connection of a relay
+	// that offers PIPELINING, its envelope goes out so, as RFC 2920 §3.1 allows, which saves a round trip. It is for relays that lose what follows the
+	// dot; where that is noticed, the pool leaves it off for an hour by itself.
+	NoRiding bool
+	// Chunking sends messages by BDAT (RFC 3030), without looking for dots, where the relay offers both CHUNKING and PIPELINING. It needs a round trip more than
+	// DATA does: the recipients' replies are waited for before the message. Nothing rides behind it. Default: DATA.
+	Chunking bool
 	// IgnoreEHLO are EHLO keywords that are treated as not offered, such as "PIPELINING" for a relay whose pipelining is broken.
 	IgnoreEHLO []string
 	// LocalAddr is the address that connections come from ("192.0.2.1"). Default: the system chooses. It can't be combined with a Dial function.
@@ -394,11 +402,17 @@ func (r *Relay) validateTLS(path string, f *faults, s *session.Config, t target)
 		f.add(path+".TLSConfig.MaxVersion", "TLS 1.2 is the least")
 	}
 	tc.MinVersion = max(tc.MinVersion, tls.VersionTLS12)
+	if tc.ClientSessionCache == nil && tc.VerifyPeerCertificate == nil { // which is not asked about a resumed session
+		tc.ClientSessionCache = tls.NewLRUClientSessionCache(sessionTickets)
+	}
 	if unverified {
 		tc.InsecureSkipVerify = true
 	}
 	s.TLSConfig = tc
 }
+
+// sessionTickets is how many TLS sessions are remembered for a relay: one for each server name, of which a relay has one.
+const sessionTickets = 2
 
 func (r *Relay) validateAuth(path string, f *faults, s *session.Config) {
 	if r.Auth != nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
 	"github.com/smtplb/smtplb/internal/verdict"
@@ -42,11 +43,14 @@ type delivery struct {
 	throttled            bool          // a relay wanted less mail
 	retryAfter           time.Duration // when it is worth asking for a relay again
 
-	tx   session.Transaction
-	res  session.Result
-	to   []string
-	who  []int // for each of to its number in rcpts
-	bits [5][4]uint64
+	tx    *session.Transaction
+	res   session.Result
+	to    []string // the recipients of tx
+	who   []int    // for each of to its number in rcpts
+	rider connpool.Rider
+	turn  connpool.Turn[*session.Conn]
+	try   attempt
+	bits  [5][4]uint64
 }
 
 // recipient is one distinct recipient. While its outcome is the zero one it is pending; relay, stage, reply and err are then of the last relay that was tried for it.
@@ -71,6 +75,9 @@ var deliveries = sync.Pool{New: func() any { return new(delivery) }}
 func newDelivery(p *Pool, e *Envelope) *delivery {
 	d := deliveries.Get().(*delivery)
 	d.pool, d.env, d.prefer = p, e, e.Prefer
+	if d.tx == nil {
+		d.tx = new(session.Transaction)
+	}
 	d.receipt = &Receipt{ID: e.ID}
 	d.receipt.Attempts = d.receipt.attempt1[:0]
 	n := words(len(p.relays))
@@ -90,7 +97,9 @@ func (d *delivery) free() {
 	clear(d.rcpts)
 	clear(d.to[:cap(d.to)]) // an earlier transaction may have had more
 	clear(d.res.Rcpts[:cap(d.res.Rcpts)])
-	*d = delivery{rcpts: d.rcpts[:0], entry: d.entry[:0], to: d.to[:0], who: d.who[:0], res: session.Result{Rcpts: d.res.Rcpts[:0]}}
+	tx := d.tx
+	*tx = session.Transaction{}
+	*d = delivery{rcpts: d.rcpts[:0], entry: d.entry[:0], to: d.to[:0], who: d.who[:0], tx: tx, res: session.Result{Rcpts: d.res.Rcpts[:0]}}
 	if cap(d.rcpts) <= 1024 { // a huge envelope's memory is not kept
 		deliveries.Put(d)
 	}

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/smtplb/smtplb/internal/domain"
+	"github.com/smtplb/smtplb/internal/session"
 	"github.com/wneessen/go-mail"
 )
 
@@ -31,6 +32,11 @@ type Envelope struct {
 	// Prefer names a relay to try first: see Receipt.Retry. Where it has no free connection it is waited for, up to 30 s; where it is sick, or unknown, others are
 	// tried at once.
 	Prefer string
+	// DSN asks for delivery status notifications. nil: as the relay does by itself.
+	DSN *DSN
+	// RequireTLS asks each relay on the way to pass the message on over verified TLS only, or not at all (RFC 8689). Relays that don't offer REQUIRETLS, or whose own
+	// certificate isn't verified, are skipped.
+	RequireTLS bool
 	// RequireAll sends to all recipients, in one transaction, or to none. A relay that takes fewer recipients at once than there are can't be used.
 	RequireAll bool
 	// AtLeastOnce sends again where the outcome is unknown, the same bytes, to the same relay first. The recipient may get the message twice. Default: at most once.
@@ -135,6 +141,7 @@ type message struct {
 	size       int64  // before dot-stuffing
 	eightBit   bool
 	utf8       bool
+	dsn        *session.DSN
 }
 
 // checkAddresses fills d's recipients from the envelope.
@@ -159,6 +166,10 @@ func (d *delivery) checkAddresses() error {
 	}
 	if len(e.To) == 0 {
 		return &EnvelopeError{Field: "To", Reason: "there are no recipients"}
+	}
+	var err error
+	if m.dsn, err = e.DSN.session(); err != nil {
+		return err
 	}
 	for i, to := range e.To {
 		a, err := domain.ParseAddress(to)

@@ -8,7 +8,8 @@ import (
 // Hooks are called as things happen. Each may be nil; they run concurrently, in the goroutine in which the thing happens, never
 // under a lock, and should return soon. The context of a send's hooks is the caller's, values included.
 type Hooks struct {
-	// AttemptStart is called before a relay is tried, when a connection slot of it is held. The function that it returns may be nil;
+	// AttemptStart is called before a relay is tried, when a connection slot of it is held (of a message that rode behind another's body the envelope has been sent
+	// by then, see Attempt.Rode). The function that it returns may be nil;
 	// it is called at the attempt's end.
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.

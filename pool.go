@@ -66,7 +66,7 @@ func New(c Config) (*Pool, error) {
 	for _, i := range order {
 		cfg := &c.Relays[i]
 		limits := cfg.Conns.limits()
-		r := &relay{pool: p, index: len(p.relays), configured: i, name: cfg.name(), weight: max(cfg.Weight, 1), limit: max(limits.Max, 0), maxUses: limits.MaxUses, session: sessions[i]}
+		r := &relay{pool: p, index: len(p.relays), configured: i, name: cfg.name(), weight: max(cfg.Weight, 1), limit: max(limits.Max, 0), maxUses: limits.MaxUses, noRiding: cfg.NoRiding, chunking: cfg.Chunking, session: sessions[i]}
 		r.breaker = r.newBreaker(cfg.Breaker)
 		p.conns.AddLane(limits, connpool.Up)
 		p.relays = append(p.relays, r)

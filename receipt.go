@@ -125,6 +125,7 @@ type Attempt struct {
 	Relay    string
 	Stage    Stage // how far it came: StageFinal where the relay answered the message
 	Reused   bool  // on a connection that had been used before
+	Rode     bool  // its envelope went out behind the body of another message, which saves a round trip
 	Redialed bool  // the reused connection proved stale and a new one took its place (RFC 5321 §3.8; counted nowhere)
 	Start    time.Time
 	Duration time.Duration // from Start, without Timings.Wait

@@ -18,6 +18,8 @@ type relay struct {
 	weight     int
 	limit      int // connections; 0: none
 	maxUses    int // messages on a connection; 0 or less: no limit
+	noRiding   bool
+	chunking   bool
 	session    *session.Config
 	breaker    *breaker.Breaker
 
@@ -26,6 +28,9 @@ type relay struct {
 	finalTimeouts atomic.Int32           // in a row
 	lastFault     atomic.Pointer[string] // what counted against the relay last
 	offers        atomic.Pointer[offer]
+	refusesChunks atomic.Bool  // it offers CHUNKING, and does not know BDAT
+	noRide        atomic.Bool  // its last reply to a message took so long that a ride would gain nothing, or refused it
+	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
 	counts        relayCounts
 }
 
@@ -78,7 +83,7 @@ func (r *relay) lacks(d *delivery) error {
 	if x == nil {
 		return nil
 	}
-	need := session.Need{UTF8: d.msg.utf8, EightBit: d.msg.eightBit, Size: d.msg.size}
+	need := session.Need{UTF8: d.msg.utf8, EightBit: d.msg.eightBit, Size: d.msg.size, DSN: d.msg.dsn != nil, RequireTLS: d.env.RequireTLS}
 	if d.env.RequireAll {
 		need.Together = len(d.rcpts)
 	}

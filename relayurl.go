@@ -110,7 +110,7 @@ func (e *RelayURLError) Error() string { return "smtplb: relay URL: " + e.URL + 
 
 var relayParameters = []string{
 	"name", "weight", "tier", "tag", "tls", "auth", "max_conns", "max_idle", "max_messages", "max_age", "max_idle_time", "ignore_ehlo",
-	"local_addr", "server_name",
+	"local_addr", "server_name", "chunking", "no_riding",
 }
 
 func (r *Relay) setParameter(key, v string) (err error) {
@@ -122,6 +122,11 @@ func (r *Relay) setParameter(key, v string) (err error) {
 	duration := func(p *time.Duration) {
 		if *p, err = time.ParseDuration(v); err != nil {
 			err = errors.New("is not a duration such as 90s")
+		}
+	}
+	boolean := func(p *bool) {
+		if *p, err = strconv.ParseBool(v); err != nil {
+			err = errors.New("is neither true nor false")
 		}
 	}
 	switch key {
@@ -165,6 +170,10 @@ func (r *Relay) setParameter(key, v string) (err error) {
 		r.IgnoreEHLO = strings.Split(strings.ToUpper(v), ",")
 	case "local_addr":
 		r.LocalAddr = v
+	case "chunking":
+		boolean(&r.Chunking)
+	case "no_riding":
+		boolean(&r.NoRiding)
 	case "server_name":
 		r.TLSConfig = &tls.Config{ServerName: v} // the rest of it is set by New
 	}
@@ -254,6 +263,8 @@ func (r Relay) redactedURL() string {
 	set("max_idle_time", c.MaxIdleTime.String(), c.MaxIdleTime != 0)
 	set("ignore_ehlo", strings.Join(r.IgnoreEHLO, ","), len(r.IgnoreEHLO) > 0)
 	set("local_addr", r.LocalAddr, r.LocalAddr != "")
+	set("chunking", "true", r.Chunking)
+	set("no_riding", "true", r.NoRiding)
 	if r.TLSConfig != nil {
 		set("server_name", r.TLSConfig.ServerName, r.TLSConfig.ServerName != "")
 	}

@@ -93,40 +93,40 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 			return context.DeadlineExceeded
 		}
 		waiting := time.Now()
-		t, permit, err := p.turn(ctx, d)
-		if err != nil || t == nil {
+		permit, ok, err := p.turn(ctx, d)
+		if !ok {
 			return err
 		}
 		if len(d.receipt.Attempts) > 0 {
 			p.failovers.Add(1)
 		}
-		p.attempt(ctx, d, t, permit, time.Since(waiting))
+		p.attempt(ctx, d, permit, time.Since(waiting))
 	}
 	return nil
 }
 
-// turn finds a relay that may take d, and waits for a free connection slot on it. Where every relay that may has been tried it returns
+// turn finds a relay that may take d, and waits for a free connection slot on it: d.turn. Where every relay that may has been tried there is
 // neither a turn nor an error.
-func (p *Pool) turn(ctx context.Context, d *delivery) (*connpool.Turn[*session.Conn], breaker.Permit, error) {
+func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
 	for {
 		if ctx.Err() != nil {
-			return nil, breaker.Permit{}, contextError(ctx)
+			return permit, false, contextError(ctx)
 		}
 		tier := d.choose()
 		if tier == nil {
-			return nil, breaker.Permit{}, d.nobody()
+			return permit, false, d.nobody()
 		}
-		var t *connpool.Turn[*session.Conn]
 		ok := false
 		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if i := tier.picker.Pick(info); i >= 0 && i < tier.n && d.lanes.Has(tier.first+i) {
-			t, ok = p.conns.Try(tier.first + i)
+			var t *connpool.Turn[*session.Conn]
+			if t, ok = p.conns.Try(tier.first + i); ok {
+				d.turn = *t
+			}
 		}
-		if !ok { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours
-			var err error
-			t, err = p.wait(ctx, d)
-			switch {
+		if !ok { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours, or a ride behind another's body
+			switch err := p.wait(ctx, d); {
 			case err == errWaitedEnough:
 				d.prefer = ""
 				continue
@@ -134,14 +134,14 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (*connpool.Turn[*session.C
 				d.denied.addAll(d.lanes)
 				continue
 			case errors.Is(err, connpool.ErrClosed):
-				return nil, breaker.Permit{}, ErrClosed
+				return permit, false, ErrClosed
 			case err != nil:
-				return nil, breaker.Permit{}, contextError(ctx)
+				return permit, false, contextError(ctx)
 			}
 		}
-		r := p.relays[t.Lane()]
-		if permit, ok := r.admit(t); ok {
-			return t, permit, nil
+		r := p.relays[d.turn.Lane()]
+		if permit, ok = r.admit(&d.turn); ok {
+			return permit, true, nil
 		}
 		d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
 	}
@@ -158,18 +158,18 @@ func (r *relay) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit, o
 	return r.breaker.Allow()
 }
 
-// wait waits in the queue. For a preferred relay alone it waits for maxPreferWait only.
-func (p *Pool) wait(ctx context.Context, d *delivery) (*connpool.Turn[*session.Conn], error) {
+// wait waits in the queue for d.turn. For a preferred relay alone it waits for maxPreferWait only.
+func (p *Pool) wait(ctx context.Context, d *delivery) error {
 	if d.prefer == "" || d.lanes.Count() != 1 {
-		return p.conns.Wait(ctx, d.lanes, nil)
+		return d.queue(ctx)
 	}
 	short, cancel := context.WithTimeoutCause(ctx, maxPreferWait, errWaitedEnough)
 	defer cancel()
-	t, err := p.conns.Wait(short, d.lanes, nil)
+	err := d.queue(short)
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
 		err = errWaitedEnough
 	}
-	return t, err
+	return err
 }
 
 var errWaitedEnough = errors.New("waited long enough for the preferred relay")

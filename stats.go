@@ -41,15 +41,16 @@ type RelayStats struct {
 	Away     uint64 // attempts after which recipients were left for another relay, or for later
 	Faults   uint64 // attempts that counted against the relay
 	Redials  uint64 // stale connections replaced on the fly
+	Rides    uint64 // attempts whose envelope went out behind the body of another message
 
 	Opened uint64            // connections made
 	Reused uint64            // times an idle connection was used again
-	Closed map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed"
+	Closed map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed", "left" (the one who rode on it went elsewhere)
 }
 
 // relayCounts are the counters behind RelayStats.
 type relayCounts struct {
-	attempts, accepted, failed, unknown, away, faults, redials atomic.Uint64
+	attempts, accepted, failed, unknown, away, faults, redials, rides atomic.Uint64
 }
 
 // Stats returns the pool's figures.
@@ -71,7 +72,7 @@ func (p *Pool) Stats() Stats {
 				State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(now),
 				InFlight: c.Held, Idle: c.Idle, Waiting: c.Waiting,
 				Attempts: r.counts.attempts.Load(), Accepted: r.counts.accepted.Load(), Failed: r.counts.failed.Load(),
-				Unknown: r.counts.unknown.Load(), Away: r.counts.away.Load(), Faults: r.counts.faults.Load(), Redials: r.counts.redials.Load(),
+				Unknown: r.counts.unknown.Load(), Away: r.counts.away.Load(), Faults: r.counts.faults.Load(), Redials: r.counts.redials.Load(), Rides: r.counts.rides.Load(),
 				Opened: c.Opened, Reused: c.Reused, Closed: map[string]uint64{},
 			}
 			if b.State == breaker.Closed {

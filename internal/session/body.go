@@ -51,7 +51,7 @@ func (t *transaction) body() *End {
 // chunk sends the message in one BDAT chunk (RFC 3030 §2), and reads the reply to it. It is not stuffed, and its last byte is the commit point.
 func (t *transaction) chunk() *End {
 	c := t.c
-	c.stage = reply.StageBody
+	c.stage, t.res.Chunked = reply.StageBody, true
 	source := source{tx: t.tx}
 	head := func() {
 		t.buf = append(t.buf[:0], "BDAT "...)

@@ -11,7 +11,7 @@ import (
 // unix sockets it costs less than a microsecond and no allocation; elsewhere only the connection's own Alive method, if it has
 // one, can tell.
 func (c *Conn) Alive() bool {
-	if c.broken || c.npre > 0 {
+	if c.broken || c.npre > 0 || c.rider != nil {
 		return false
 	}
 	c.mu.Lock()

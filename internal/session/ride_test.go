@@ -173,30 +173,40 @@ func TestRideFaults(t *testing.T) {
 	type want struct {
 		first, second verdict.Move // second Invalid: its ride is over, and its Transact is not called
 		stored        [2]int
+		kept          bool // the connection, after the second
+		others        int  // messages that are stored
 	}
 	for _, tc := range []struct {
 		name   string
 		script func(s *smtptest.Server)
 		want   want
 	}{
-		{"first refused", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(554, "5.7.1 no") }, want{verdict.Failed, verdict.Invalid, [2]int{0, 0}}},
-		{"first deferred", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(451, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}}},
-		{"first answered with 421", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(421, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}}},
-		{"first not answered", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Drop() }, want{verdict.Unknown, verdict.Invalid, [2]int{1, 0}}},
-		{"first answered with 354", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(354, "go on") }, want{verdict.Unknown, verdict.Invalid, [2]int{0, 0}}},
-		{"second MAIL refused", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}}},
-		{"second MAIL deferred", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(451, "4.3.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}}},
-		{"second MAIL answered with 421", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(421, "4.7.0 bye") }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}}},
-		{"connection reset at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Drop() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}}},
-		{"connection ended at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).DropFIN() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}}},
-		{"second MAIL not answered", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Stall() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}}},
-		{"second RCPT refused", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Reply(550, "5.1.1 no") }, want{verdict.Accepted, 0, [2]int{1, 0}}},
-		{"connection reset at the second RCPT", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Drop() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}}},
-		{"second DATA refused", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(554, "5.0.0 no") }, want{verdict.Accepted, verdict.Failed, [2]int{1, 0}}},
-		{"second DATA answered with 250", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(250, "2.0.0 eh") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}}},
+		{"first refused", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(554, "5.7.1 no") }, want{verdict.Failed, verdict.Invalid, [2]int{0, 0}, false, 0}},
+		{"first deferred", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(451, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
+		{"first answered with 421", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(421, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
+		{"first not answered", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Drop() }, want{verdict.Unknown, verdict.Invalid, [2]int{1, 0}, false, 0}},
+		{"first answered with 354", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(354, "go on") }, want{verdict.Unknown, verdict.Invalid, [2]int{0, 0}, false, 0}},
+		{"second MAIL refused", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0}},
+		{"second MAIL deferred", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(451, "4.3.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0}},
+		{"second MAIL refused and its recipient taken", func(s *smtptest.Server) {
+			s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no")
+			s.On(smtptest.Rcpt).Nth(2).Reply(250, "2.1.5 yes")
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		{"second MAIL refused and DATA taken", func(s *smtptest.Server) {
+			s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no")
+			s.On(smtptest.Data).Nth(2).Raw("354 go on\r\n")
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		{"second MAIL answered with 421", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(421, "4.7.0 bye") }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0}},
+		{"connection reset at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Drop() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0}},
+		{"connection ended at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).DropFIN() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0}},
+		{"second MAIL not answered", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Stall() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		{"second RCPT refused", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Reply(550, "5.1.1 no") }, want{verdict.Accepted, 0, [2]int{1, 0}, true, 0}},
+		{"connection reset at the second RCPT", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Drop() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		{"second DATA refused", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(554, "5.0.0 no") }, want{verdict.Accepted, verdict.Failed, [2]int{1, 0}, true, 0}},
+		{"second DATA answered with 250", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(250, "2.0.0 eh") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
 		{"a reply too many after the first", func(s *smtptest.Server) {
 			s.On(smtptest.EndOfData).Nth(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n")
-		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}}},
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, n *smtptest.Network) {
@@ -225,13 +235,18 @@ func TestRideFaults(t *testing.T) {
 					if got := move(second); got != tc.want.second {
 						t.Errorf("second: %v, want %v: %+v", got, tc.want.second, second)
 					}
-					if second.Committed || second.End.Stage == reply.StageMail && c.Reusable() {
+					if kept := tc.want.kept; second.Committed || c.Reusable() != kept {
 						t.Errorf("second: committed %v, reusable %v", second.Committed, c.Reusable())
+					} else if kept {
+						if third := transact(t, c, transaction("x@example.com")); !accepted(third) {
+							t.Errorf("the next on the connection: %+v", third)
+						}
+						tc.want.others++
 					}
 				}
 				c.Close()
 				synctest.Wait()
-				if got := [2]int{stored(s, all[0]), stored(s, all[1])}; got != tc.want.stored || len(s.Messages()) != got[0]+got[1] {
+				if got := [2]int{stored(s, all[0]), stored(s, all[1])}; got != tc.want.stored || len(s.Messages()) != got[0]+got[1]+tc.want.others {
 					t.Errorf("stored %v, want %v", got, tc.want.stored)
 				}
 			})

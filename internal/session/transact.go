@@ -39,10 +39,9 @@ type Transaction struct {
 
 // DSN is what MAIL and RCPT ask about delivery status notifications (RFC 3461). Its texts are checked and encoded.
 type DSN struct {
-	Ret    string   // "FULL", "HDRS" or ""
-	EnvID  string   // xtext, or ""
-	Notify string   // "NEVER", a list of "SUCCESS", "FAILURE" and "DELAY", or ""
-	ORcpt  []string // "rfc822;" and xtext, for each of To; nil: none
+	Ret    string // "FULL", "HDRS" or ""
+	EnvID  string // xtext, or ""
+	Notify string // "NEVER", a list of "SUCCESS", "FAILURE" and "DELAY", or ""
 }
 
 // Next finds who rides: the transaction whose envelope goes out behind the terminator of the message in progress, in the same write (mode c). RFC 2920 §3.1
@@ -62,6 +61,7 @@ type Result struct {
 	Committed bool          // the terminator's dot may have reached the relay
 	Reused    bool          // the connection had been used, or idle, before
 	First     bool          // no byte of an answer had been received before End
+	Chunked   bool          // the message was sent, or begun to be, by BDAT
 	Timings   Timings
 }
 
@@ -369,9 +369,6 @@ func (c *Conn) appendCommand(b []byte, tx *Transaction, i int) []byte {
 		b = append(b, '>')
 		if dsn != nil {
 			b = appendParam(b, " NOTIFY=", dsn.Notify)
-			if dsn.ORcpt != nil {
-				b = appendParam(b, " ORCPT=", dsn.ORcpt[i-1])
-			}
 		}
 	default:
 		b = append(b, "DATA"...)
@@ -450,11 +447,7 @@ func (t *transaction) readReply(i, next int) (end *End, done bool) {
 			return nil, false
 		}
 		c.needReset = true
-		if t.riding { // what follows must never be taken for the recipients of the message before
-			c.broken = true
-		} else {
-			t.skip(i+1, next)
-		}
+		t.skip(i+1, next)
 		return &End{Stage: reply.StageMail, Reply: r}, true
 	}
 	t.res.Rcpts[i-1] = r
@@ -464,7 +457,8 @@ func (t *transaction) readReply(i, next int) (end *End, done bool) {
 	return nil, false
 }
 
-// skip reads the answers to commands that were sent behind a refused MAIL. They can't change the result, only cost the connection.
+// skip reads the answers to commands that were sent behind a refused MAIL. They can't change the result, only cost the connection. Where the envelope was sent
+// behind another message's body, so does a recipient that is taken all the same: it might be added to that message's.
 func (t *transaction) skip(from, next int) {
 	c := t.c
 	for i := from; i < next; i++ {
@@ -473,7 +467,7 @@ func (t *transaction) skip(from, next int) {
 		if end != nil {
 			return
 		}
-		if r.Code == 421 || r.Intermediate() || stage == reply.StageData && r.Positive() {
+		if r.Code == 421 || r.Intermediate() || r.Positive() && (stage == reply.StageData || t.riding) {
 			c.broken = true // a 354 here waits for a body: hard close, and never a lone dot
 			return
 		}

@@ -1,0 +1,244 @@
+package smtplb
+
+import (
+	"context"
+	"iter"
+	"sync"
+)
+
+// Bulk says how DeliverAll goes about it. The zero value is a good choice.
+type Bulk struct {
+	// InFlight is how many envelopes are under way at a time, the finished ones that were not handed out yet included. Default: twice as many as the relays may
+	// have connections (an unlimited relay counts 10), so that on each a message waits to be next; 1,000 at the most.
+	InFlight int
+	// Ordered hands out the results in the order of the envelopes. One slow message then holds up the others' results, and once InFlight of
+	// them are waiting, the sending. Default: as they come.
+	Ordered bool
+	// Abandoned is given the results of what was in flight when the loop over the results was left early: they are real, and nothing else tells of them (but
+	// Hooks.Done). It is called in the goroutine of the loop, before that goes on. nil: they are dropped, which is all right only for callers
+	// who end anyway.
+	Abandoned func(Result)
+	// Progress is called in the goroutine of the loop before each result is handed out, or abandoned. nil: nobody is told.
+	Progress func(Progress)
+
+	_ struct{}
+}
+
+// Result is what became of one envelope: what Deliver returned.
+type Result struct {
+	Envelope *Envelope
+	Receipt  *Receipt
+	Err      error
+}
+
+// Progress is how far a DeliverAll has come.
+type Progress struct {
+	Pulled   int // envelopes taken from the sequence
+	Finished int // of them, with a result that was handed out or is about to be
+	Invalid  int // envelopes that can't be sent (*EnvelopeError)
+
+	Accepted, Failed, Deferred, Unknown int // recipients of the finished ones
+}
+
+// maxBulk is the most that DeliverAll has in flight by itself.
+const maxBulk = 1000
+
+// DeliverAll delivers a sequence of envelopes, many at a time, and hands out what became of each: exactly one Result for each envelope that it took from seq, with what Deliver
+// would have returned.
+//
+//	for result := range pool.DeliverAll(ctx, envelopes, smtplb.Bulk{}) {
+//		if result.Err != nil { … }
+//	}
+//
+// Both seq and the body of the loop run in the caller's goroutine, in turn: seq needs no lock, and should not wait long for its next envelope, as results are not handed
+// out meanwhile. No more is taken from seq than is in flight, and none after ctx has ended: whoever breaks off knows that what has no Result was not sent.
+//
+// When the loop is left early, by break, return or a panic, what is in flight is finished (to hurry that, end ctx first) and handed to Bulk.Abandoned. No goroutine is left behind.
+//
+// Where a Hook or a Dial function of the caller's panics, the panic comes out of the loop, as it would come out of Deliver.
+func (p *Pool) DeliverAll(ctx context.Context, seq iter.Seq[*Envelope], opts Bulk) iter.Seq[Result] {
+	return func(yield func(Result) bool) {
+		b := bulk{pool: p, ctx: ctx, opts: opts, limit: p.bulkLimit(opts.InFlight)}
+		b.jobs, b.done = make(chan bulkJob, b.limit), make(chan bulkJob, b.limit)
+		defer b.abandon()
+		for e := range seq {
+			b.start(e)
+			for b.finished(b.pulled-b.out >= b.limit) {
+				if !yield(b.hand()) {
+					return
+				}
+			}
+			if ctx.Err() != nil {
+				break
+			}
+		}
+		for b.out < b.pulled {
+			if b.finished(true) && !yield(b.hand()) {
+				return
+			}
+		}
+	}
+}
+
+func (p *Pool) bulkLimit(n int) int {
+	if n > 0 || p == nil {
+		return max(n, 1)
+	}
+	for _, r := range p.relays {
+		if r.limit == 0 {
+			n += 10
+		}
+		n += r.limit
+	}
+	return min(max(2*n, 2), maxBulk)
+}
+
+// bulk is a DeliverAll under way. All its fields are for the caller's goroutine.
+type bulk struct {
+	pool  *Pool
+	ctx   context.Context
+	opts  Bulk
+	limit int
+
+	jobs, done  chan bulkJob // both hold limit: nobody waits to put something in
+	workers     int
+	running     sync.WaitGroup // workers
+	pulled, out int // envelopes taken, results handed out
+	back        int // jobs that came back
+	ready       []bulkJob
+	early       map[int]bulkJob // Ordered: came back before their turn
+	progress    Progress
+}
+
+// bulkJob is an envelope on its way through a worker and back.
+type bulkJob struct {
+	number   int
+	result   Result
+	panicked any
+	ended    bool // the worker returned from Deliver, rather than panicked or ended its goroutine
+}
+
+// start hands e to a worker.
+func (b *bulk) start(e *Envelope) {
+	if inFlight := b.pulled - b.back; b.workers <= inFlight {
+		b.workers++
+		b.running.Go(b.work)
+	}
+	b.jobs <- bulkJob{number: b.pulled, result: Result{Envelope: e}}
+	b.pulled++
+}
+
+// work is the goroutine of a worker. It ends when jobs is closed.
+func (b *bulk) work() {
+	for job := range b.jobs {
+		b.deliver(job)
+	}
+}
+
+func (b *bulk) deliver(job bulkJob) {
+	defer func() {
+		if !job.ended {
+			if job.panicked = recover(); job.panicked == nil { // runtime.Goexit, which nothing stops: another worker in its place
+				job.panicked = "smtplb: a callback called runtime.Goexit in a DeliverAll"
+				b.running.Go(b.work)
+			}
+		}
+		b.done <- job
+	}()
+	job.result.Receipt, job.result.Err = b.pool.Deliver(b.ctx, job.result.Envelope)
+	job.ended = true
+}
+
+// finished reports whether a result can be handed out, and waits for one if it is told to.
+func (b *bulk) finished(wait bool) bool {
+	for {
+		if b.opts.Ordered {
+			if job, ok := b.early[b.out]; ok {
+				delete(b.early, b.out)
+				b.ready = append(b.ready, job)
+			}
+		}
+		if len(b.ready) > 0 {
+			return true
+		}
+		var job bulkJob
+		if wait {
+			job = <-b.done
+		} else {
+			select {
+			case job = <-b.done:
+			default:
+				return false
+			}
+		}
+		b.back++
+		if !b.opts.Ordered {
+			b.ready = append(b.ready, job)
+			continue
+		}
+		if b.early == nil {
+			b.early = make(map[int]bulkJob)
+		}
+		b.early[job.number] = job
+	}
+}
+
+// hand takes the next result, and shows the progress.
+func (b *bulk) hand() Result {
+	job := b.ready[0]
+	b.ready = b.ready[:0]
+	b.out++
+	if !job.ended {
+		panic(job.panicked)
+	}
+	b.note(&job.result)
+	return job.result
+}
+
+func (b *bulk) note(r *Result) {
+	p := &b.progress
+	p.Pulled, p.Finished = b.pulled, b.out
+	if r.Receipt == nil && r.Err != nil {
+		p.Invalid++
+	}
+	if r.Receipt != nil {
+		for i := range r.Receipt.Recipients {
+			switch r.Receipt.Recipients[i].Outcome {
+			case Accepted:
+				p.Accepted++
+			case Failed:
+				p.Failed++
+			case Deferred:
+				p.Deferred++
+			case Unknown:
+				p.Unknown++
+			}
+		}
+	}
+	if b.opts.Progress != nil {
+		b.opts.Progress(*p)
+	}
+}
+
+// abandon finishes what is in flight when the loop is over, early or not.
+func (b *bulk) abandon() {
+	close(b.jobs)
+	defer b.running.Wait()
+	var panicked any
+	for b.out < b.pulled && b.finished(true) {
+		job := b.ready[0]
+		b.ready = b.ready[:0]
+		b.out++
+		if !job.ended {
+			panicked = job.panicked
+			continue
+		}
+		b.note(&job.result)
+		if b.opts.Abandoned != nil {
+			b.opts.Abandoned(job.result)
+		}
+	}
+	if panicked != nil {
+		panic(panicked)
+	}
+}
