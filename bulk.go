@@ -8,8 +8,8 @@ import (
 
 // Bulk says how DeliverAll goes about it. The zero value is a good choice.
 type Bulk struct {
-	// InFlight is how many envelopes are under way at a time, the finished ones that were not handed out yet included. Default: twice as many as the relays may
-	// have connections (an unlimited relay counts 10), so that on each a message waits to be next; 1,000 at the most.
+	// InFlight is how many envelopes are under way at a time, the finished ones that were not handed out yet included. Default: four times as many as the relays may
+	// have connections (an unlimited relay counts 10), so that on each a message waits to be next while others come and go; 1,000 at the most.
 	InFlight int
 	// Ordered hands out the results in the order of the envelopes. One slow message then holds up the others' results, and once InFlight of
 	// them are waiting, the sending. Default: as they come.
@@ -90,7 +90,7 @@ func (p *Pool) bulkLimit(n int) int {
 		}
 		n += r.limit
 	}
-	return min(max(2*n, 2), maxBulk)
+	return min(max(4*n, 4), maxBulk)
 }
 
 // bulk is a DeliverAll under way. All its fields are for the caller's goroutine.
@@ -103,8 +103,8 @@ type bulk struct {
 	jobs, done  chan bulkJob // both hold limit: nobody waits to put something in
 	workers     int
 	running     sync.WaitGroup // workers
-	pulled, out int // envelopes taken, results handed out
-	back        int // jobs that came back
+	pulled, out int            // envelopes taken, results handed out
+	back        int            // jobs that came back
 	ready       []bulkJob
 	early       map[int]bulkJob // Ordered: came back before their turn
 	progress    Progress
