@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,11 +62,10 @@ var matrixCert = sync.OnceValue(func() tls.Certificate {
 // scene is a faulty relay, A, a good one, B, and a pool that prefers A, in memory and in a bubble of fake time.
 type scene struct {
 	*testing.T
-	net   *smtptest.Network
-	a, b  *smtptest.Server // b is nil where there is no other relay
-	pool  *smtplb.Pool
-	text  string // the message
-	clear bool   // what goes to A can be read, and its messages end with a dot
+	net  *smtptest.Network
+	a, b *smtptest.Server // b is nil where there is no other relay
+	pool *smtplb.Pool
+	set  setting
 
 	refuseDial, noSuchHost atomic.Bool // what the next dial to A meets
 	tamper                 atomic.Bool // the next bytes from A are changed on their way
@@ -86,9 +86,11 @@ type sending struct {
 type setting struct {
 	tls      string          // of A: one of matrixTLS
 	stepwise bool            // A has no PIPELINING
+	chunks   bool            // A has CHUNKING, and it is used
 	lone     bool            // there is no B
 	auth     bool            // A wants a login
 	uses     int             // messages on one connection; 0: no limit
+	conns    int             // to A at a time; 0: the default
 	buffer   int             // bytes that a connection holds; 0: the default
 	cert     smtptest.Option // A's certificate; nil: matrixCert
 	stranger bool            // matrixCert is all that we trust, whatever A has
@@ -102,11 +104,11 @@ const (
 )
 
 func newScene(t *testing.T, set setting) *scene {
-	s := &scene{T: t, net: smtptest.NewNetwork(), text: poison, clear: set.tls == "plain"}
+	s := &scene{T: t, net: smtptest.NewNetwork(), set: set}
 	s.net.SetBuffer(set.buffer)
 	opts := append([]smtptest.Option{smtptest.WithStrictPipelining()}, set.a...)
 	relay := smtplb.Relay{
-		Name: "a", Addr: addrA, TLS: smtplb.TLSNone, Timeouts: matrixTimeouts, Conns: smtplb.Conns{MaxMessages: set.uses},
+		Name: "a", Addr: addrA, TLS: smtplb.TLSNone, Timeouts: matrixTimeouts, Conns: smtplb.Conns{MaxMessages: set.uses, Max: set.conns}, Chunking: set.chunks,
 		Breaker: smtplb.Breaker{Consecutive: -1, MinOutcomes: matrixOutcomes, Ratio: 0.01},
 	}
 	if set.cert == nil {
@@ -122,6 +124,9 @@ func newScene(t *testing.T, set setting) *scene {
 	}
 	if set.stepwise {
 		opts = append(opts, smtptest.WithoutExtensions("PIPELINING"))
+	}
+	if set.chunks {
+		opts = append(opts, smtptest.WithExtensions("PIPELINING", "SIZE 10485760", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"))
 	}
 	if set.auth {
 		opts = append(opts, smtptest.WithAuth("user", "secret", "PLAIN"))
@@ -257,20 +262,27 @@ func (s *scene) alert() {
 	_, _ = w[len(w)-1].memConn.Write([]byte("\x17\x03\x03\x00\x20this was never under any key.....")[:37]) // an error means that the connection is gone
 }
 
-// deliver sends s.text to the recipients.
+// deliver sends poison to the recipients.
 func (s *scene) deliver(change func(*smtplb.Envelope), to ...string) (*smtplb.Receipt, error) {
 	s.Helper()
-	e := &smtplb.Envelope{From: "a@example.com", To: to, Body: smtplb.Bytes([]byte(s.text))}
+	return s.send(poison, change, to...)
+}
+
+// send sends a message to the recipients. It may be called from several goroutines.
+func (s *scene) send(text string, change func(*smtplb.Envelope), to ...string) (*smtplb.Receipt, error) {
+	s.Helper()
+	e := &smtplb.Envelope{From: "a@example.com", To: to, Body: smtplb.Bytes([]byte(text))}
 	if change != nil {
 		change(e)
 	}
 	r, err := s.pool.Deliver(s.Context(), e)
 	if r == nil {
-		s.Fatalf("no receipt: %v", err)
+		s.Errorf("no receipt: %v", err)
+		r = new(smtplb.Receipt)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sent = append(s.sent, sending{s.text, r})
+	s.sent = append(s.sent, sending{text, r})
 	return r, err
 }
 
@@ -374,19 +386,47 @@ func (s *scene) onTheWire(bodies int) {
 			}
 		}
 	}
-	if noted != bodies {
+	if noted != bodies && !s.set.chunks {
 		s.Errorf("A got %d whole messages, want %d", noted, bodies)
 	}
 	// A's own count ends where it stops reading. In plain text the bytes themselves tell.
-	if s.clear {
-		dots := 0
+	if s.set.tls == "plain" {
+		ends := 0
 		for _, w := range s.wires() {
-			dots += bytes.Count(w.bytes(), []byte("\r\n.\r\n"))
+			ends += messageEnds(w.bytes())
 		}
-		if dots != bodies {
-			s.Errorf("A was sent %d ends of messages, want %d", dots, bodies)
+		if ends != bodies {
+			s.Errorf("A was sent %d ends of messages, want %d", ends, bodies)
 		}
 	}
+}
+
+// messageEnds counts the messages in b that were written to their end: to the dot alone on its line, or to the last byte of a last chunk.
+func messageEnds(b []byte) (n int) {
+	for len(b) > 0 {
+		line, rest, _ := bytes.Cut(b, []byte("\r\n"))
+		if size, ok := lastChunk(line); ok {
+			if size > len(rest) {
+				return n
+			}
+			rest = rest[size:]
+			n++
+		} else if string(line) == "." {
+			n++
+		}
+		b = rest
+	}
+	return n
+}
+
+// lastChunk is the size that a BDAT command tells.
+func lastChunk(line []byte) (size int, ok bool) {
+	line, ok = bytes.CutPrefix(line, []byte("BDAT "))
+	if !ok {
+		return 0, false
+	}
+	size, err := strconv.Atoi(string(bytes.TrimSuffix(line, []byte(" LAST"))))
+	return size, err == nil
 }
 
 // mainClasses are the classes of err that tell what may be sent again.

@@ -30,6 +30,8 @@ type noteRow struct {
 	patience  time.Duration          // that the pool has
 	redialed  bool                   // though the recipients went to another relay
 	noticed   bool                   // the connection is known to be dead before it is used
+	another   bool                   // the message went out over another connection in the end
+	bodies    int                    // more messages that A gets whole
 }
 
 var noteTable = []noteRow{
@@ -146,6 +148,20 @@ var noteTable = []noteRow{
 		},
 	},
 	{
+		stage: "mail", what: "refused for now, and a 2xx to the RCPT behind it", plain: "F = X", modes: "rider", told: "451",
+		script: func(s *scene, _ cell) {
+			s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
+			s.a.On(smtptest.Rcpt).For("x@example.com").Times(1).Reply(250, "well")
+		},
+	},
+	{
+		stage: "mail", what: "refused for now, and a 354 to the DATA behind it, with the envelope behind another message", plain: "F = X", modes: "rider", told: "451",
+		script: func(s *scene, _ cell) {
+			s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
+			s.a.On(smtptest.Data).Times(1).Reply(354, "go ahead")
+		},
+	},
+	{
 		stage: "rcpt", what: "a 3xx", plain: "F + X", told: "out of step",
 		script: func(s *scene, _ cell) {
 			s.a.On(smtptest.Rcpt).For("y@example.com").Times(1).Reply(354, "go ahead")
@@ -226,6 +242,18 @@ var noteTable = []noteRow{
 		stage: "final", what: "a 421, and no end of the connection", plain: "F + X", told: "421", patience: 2 * time.Second, // for the 2xx
 		script: func(s *scene, _ cell) { s.a.On(smtptest.EndOfData).Times(1).Raw("421 closing\r\n").Unstored() },
 	},
+	{
+		stage: "final", what: "500 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
+		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(500, "What?") },
+	},
+	{
+		stage: "final", what: "502 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
+		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(502, "What?") },
+	},
+	{
+		stage: "final", what: "503 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
+		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(503, "What?") },
+	},
 }
 
 // TestFailureNotes brings about the rows of noteTable, as TestFailureMatrix does.
@@ -235,7 +263,11 @@ func TestFailureNotes(t *testing.T) {
 		t.Run(n.stage+"/"+strings.ReplaceAll(n.what, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			cells := 0
-			for _, mode := range []string{"stepwise", "pipelined"} {
+			modes := []string{"stepwise", "pipelined"}
+			if n.modes != "" {
+				modes = []string{n.modes}
+			}
+			for _, mode := range modes {
 				for _, secured := range matrixTLS {
 					for _, reused := range []bool{false, true} {
 						for _, lone := range []bool{false, true} {
@@ -248,7 +280,7 @@ func TestFailureNotes(t *testing.T) {
 								want = n.direct
 							}
 							switch {
-							case want == "", n.modes != "" && n.modes != mode, n.reused && !reused, reused && c.before("mail"), secured != "starttls" && n.stage == "starttls":
+							case want == "", n.reused && !reused, reused && c.before("mail"), secured != "starttls" && n.stage == "starttls":
 								continue
 							}
 							cells++

@@ -1,10 +1,13 @@
 package smtplb_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -121,7 +124,7 @@ func (c cell) ways() []cell {
 		list[0].late = true
 	}
 	// An alert answers bytes behind the command, which can't be put behind one of a group.
-	ends := c.mode == "stepwise" || c.stage == "data" || c.stage == "final" || c.before("mail")
+	ends := c.mode == "stepwise" || c.stage == "data" || c.stage == "final" && c.mode != "driver" || c.before("mail")
 	fork(c.fault == "TLS error" && ends && c.stage != "body" && c.stage != "tls", func(x *cell) { x.alert = true })
 	fork(c.fault == "TLS error" && c.stage == "tls", func(x *cell) { x.alert = true })
 	fork(true, func(x *cell) { x.lone = true })
@@ -203,6 +206,8 @@ func (c cell) arrange(s *scene) (happened func() bool) {
 	}
 	r.If(func(e *smtptest.Event) bool {
 		switch {
+		case c.mode == "rider" && (c.stage == "body" || c.stage == "final") && !slices.Contains(e.To, "x@example.com"): // the message in front
+			return false
 		case c.stage == "ehlo" && c.tls == "starttls" && e.TLS != c.late, c.stage == "rcpt" && e.Rcpt != "y@example.com" && !(c.all && e.Rcpt == "x@example.com"):
 			return false
 		case armed != nil && r.Fired() == 0:
@@ -295,16 +300,8 @@ func TestFailureMatrix(t *testing.T) {
 	t.Logf("%d cells in all their ways; %d can't be", done.Load(), impossible.Load())
 }
 
-func (c cell) run(t *testing.T, want string) {
-	var w words3
-	if n, err := fmt.Sscan(want, &w.move, &w.blame, &w.conn); n != 3 {
-		t.Fatalf("the table says %q: %v", want, err)
-	}
-	switch c.mode {
-	case "stepwise", "pipelined":
-		c.alone(t, w)
-	}
-}
+// words3 are the three words of a cell.
+type words3 struct{ move, blame, conn string }
 
 // TestReplyMatrix does the same for the replies whose code or words tell more than their first digit.
 func TestReplyMatrix(t *testing.T) {
@@ -325,7 +322,7 @@ func TestReplyMatrix(t *testing.T) {
 							c := cell{stage: stage, fault: row.reply, tls: "plain", mode: mode.name, reused: reused}
 							want := want
 							switch general := asClassOf(c); {
-							case strings.HasPrefix(general, "– "), stage == "body" && mode.name != "pipelined":
+							case strings.HasPrefix(general, "– "), stage == "body" && mode.name != "pipelined", mode.name == "bdat" && row.about == "the protocol":
 								continue
 							case strings.HasPrefix(general, "R "): // stale, whatever it says
 								want = general
@@ -364,12 +361,12 @@ func asClass(stage, reply string) string {
 	return asClassOf(cell{stage: stage, fault: reply, tls: "plain", mode: "pipelined"})
 }
 
-// words3 are the three words of a cell.
-type words3 struct{ move, blame, conn string }
-
-// alone is a cell in which one message is under way.
-func (c cell) alone(t *testing.T, want words3) {
-	set := setting{tls: c.tls, stepwise: c.mode == "stepwise", lone: c.lone, auth: c.stage == "auth"}
+// setting is what the relays and the pool are like in the cell.
+func (c cell) setting() setting {
+	set := setting{tls: c.tls, stepwise: c.mode == "stepwise", chunks: c.mode == "bdat", lone: c.lone, auth: c.stage == "auth"}
+	if c.rides() {
+		set.conns = 1
+	}
 	if c.stage == "body" {
 		set.buffer = 32 << 10
 	}
@@ -382,92 +379,187 @@ func (c cell) alone(t *testing.T, want words3) {
 			set.uses = 2
 		}
 	}
-	s := newScene(t, set)
-	defer s.close()
+	return set
+}
 
-	outcomes, bodies := 0, 0 // that A's breaker has to count; messages that A gets whole
-	if c.stage == "rset" {   // an envelope that is refused
+// rides reports whether two messages are under way, one of which rides behind the other.
+func (c cell) rides() bool { return c.mode == "rider" || c.mode == "driver" }
+
+// warm sends what goes before. It returns what A's breaker has to count, and how many messages A gets whole.
+func (c cell) warm(s *scene) (outcomes, bodies int) {
+	switch {
+	case c.stage == "rset": // an envelope that is refused
 		s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
 		s.deliver(nil, "warm@example.com")
-		outcomes++
-	} else if c.reused {
-		if c.note != nil && c.note.warm != nil {
-			c.note.warm(s)
-		}
-		if _, err := s.deliver(nil, "warm@example.com"); err != nil {
-			t.Fatal(err)
-		}
-		outcomes++
-		bodies++
+		return 1, 0
+	case !c.reused:
+		return 0, 0
 	}
-	to := []string{"x@example.com", "y@example.com"}
-	if !c.lone {
-		to = append([]string{"gone@example.com"}, to...)
-		s.a.On(smtptest.Rcpt).For("gone@example.com").Reply(550, "5.1.1 No such user")
+	if c.note != nil && c.note.warm != nil {
+		c.note.warm(s)
 	}
-	if c.stage == "body" {
-		s.text = longPoison
+	if _, err := s.deliver(nil, "warm@example.com"); err != nil {
+		s.Fatal(err)
 	}
 	if c.note != nil {
 		time.Sleep(c.note.idle)
 	}
+	return 1, 1
+}
+
+// result is how the message of a cell went.
+type result struct {
+	*smtplb.Receipt
+	err  error
+	took time.Duration
+}
+
+// run brings the cell about, and looks at everything.
+func (c cell) run(t *testing.T, cell string) {
+	var want words3
+	if n, err := fmt.Sscan(cell, &want.move, &want.blame, &want.conn); n != 3 {
+		t.Fatalf("the table says %q: %v", cell, err)
+	}
+	s := newScene(t, c.setting())
+	defer s.close()
+	outcomes, bodies := c.warm(s)
+	to := []string{"x@example.com", "y@example.com"}
+	if !c.lone && c.mode != "driver" { // nobody rides behind a message of which a recipient was refused
+		to = append([]string{"gone@example.com"}, to...)
+		s.a.On(smtptest.Rcpt).For("gone@example.com").Reply(550, "5.1.1 No such user")
+	}
+	text := poison
+	if c.stage == "body" {
+		text = longPoison
+	}
 	before := s.statsA()
-	happened := c.arrange(s)
-	begun := time.Now()
-	r, err := s.deliver(preferA, to...)
-	took := time.Since(begun)
+	attempts := uint64(1) // at A
+	var r result
+	var happened func() bool
+	if c.rides() {
+		var other result
+		r, other, happened = c.together(s, text, to)
+		if c.checkOther(s, want, other) {
+			attempts++
+			outcomes++
+			bodies++
+		}
+	} else {
+		happened = c.arrange(s)
+		begun := time.Now()
+		r.Receipt, r.err = s.send(text, preferA, to...)
+		r.took = time.Since(begun)
+	}
 	if c.stage == "quit" { // it goes out in the background, and has a second
 		time.Sleep(time.Second)
 		synctest.Wait()
 	}
-	s.text = poison
+	defer func() {
+		if t.Failed() {
+			t.Logf("want %v\n%v: %v\n%s", want, r.Receipt, r.err, s.a.Transcript())
+		}
+	}()
 	if !happened() {
-		t.Fatalf("it didn't happen: %v: %v", r, err)
+		t.Fatal("it didn't happen")
 	}
-	s.checkOutcome(c, want, r, err)
-	least := c.patience()
-	most := least + 10*time.Millisecond
-	if c.stage == "body" && c.fault == "timeout" { // its time begins anew where some of a write got through
-		most += matrixTimeouts.Body
-	}
-	if took < least || took > most {
-		t.Errorf("it took %v, want %v to %v", took, least, most)
-	}
+	s.checkOutcome(c, want, r.Receipt, r.err)
+	c.checkTime(s, r.took)
 	if want.move == "R" || want.move == "I" || c.stage == "final" || c.one() {
 		bodies++
 	}
 	if want.move == "G" && c.one() {
 		bodies++
 	}
-
+	if c.note != nil {
+		bodies += c.note.bodies
+	}
 	after := s.statsA()
 	if c.note != nil && c.note.redialed {
 		before.Redials++
 	}
-	s.checkBooks(want, before, after)
-	switch want.blame {
-	case "=", "+":
+	s.checkBooks(want, before, after, attempts)
+	if want.blame == "=" || want.blame == "+" || want.move == "R" || want.move == "I" { // in the end the message was accepted
 		outcomes++
-	case ".":
-		if want.move == "R" || want.move == "I" { // the message was accepted
-			outcomes++
+	}
+	if want.blame != "!" {
+		s.checkConnection(c, want)
+		outcomes++
+		bodies++
+	}
+	s.onTheWire(bodies)
+	if want.blame != "!" {
+		if got := s.counted(); got != outcomes {
+			t.Errorf("A's breaker has counted %d outcomes, want %d", got, outcomes)
 		}
 	}
-	if want.blame == "!" {
-		s.master()
-		s.onTheWire(bodies)
-		return
-	}
-	s.checkConnection(c, want)
-	outcomes++
-	bodies++
-	s.onTheWire(bodies)
-	if got := s.counted(); got != outcomes {
-		t.Errorf("A's breaker has counted %d outcomes, want %d", got, outcomes)
-	}
 	s.master()
-	if t.Failed() {
-		t.Logf("want %v\n%v: %v\n%s", want, r, err, s.a.Transcript())
+}
+
+// together sends two messages of which one rides behind the other, and returns the cell's and the other one's result.
+func (c cell) together(s *scene, text string, to []string) (mine, other result, happened func() bool) {
+	const hesitation = 100 * time.Millisecond // before A lets the first message begin, so that the second one is waiting by then
+	s.a.On(smtptest.Data).Times(1).Delay(hesitation)
+	first, second := &other, &mine
+	firstText, secondText, firstTo, secondTo := poison, text, []string{"other@example.com"}, to
+	if c.mode == "driver" {
+		first, second = second, first
+		firstText, secondText, firstTo, secondTo = text, poison, to, firstTo
+	}
+	var w sync.WaitGroup
+	begun := time.Now()
+	var over time.Time // the first one is
+	w.Go(func() {
+		first.Receipt, first.err = s.send(firstText, nil, firstTo...)
+		over = time.Now()
+		first.took = over.Sub(begun) - hesitation
+	})
+	time.Sleep(hesitation / 2)
+	happened = c.arrange(s)
+	var end time.Time
+	w.Go(func() {
+		second.Receipt, second.err = s.send(secondText, nil, secondTo...)
+		end = time.Now()
+	})
+	w.Wait()
+	second.took = end.Sub(over)
+	return mine, other, happened
+}
+
+// checkOther looks at the message that goes with the cell's: the one in front was accepted, and the one behind goes on as if nothing had been. It reports whether A took it.
+func (c cell) checkOther(s *scene, want words3, r result) bool {
+	s.Helper()
+	relay := "a"
+	if c.mode == "driver" && want.blame == "!" { // A is closed to everybody
+		relay = "b"
+		if c.lone {
+			if outcomes(r.Receipt) != "deferred" || len(r.Attempts) != 0 || !errors.Is(r.err, smtplb.ErrNoRelay) {
+				s.Errorf("the other message: %v: %v", r.Receipt, r.err)
+			}
+			return false
+		}
+	}
+	if r.err != nil || relaysTried(r.Receipt) != relay || len(r.Attempts) != 1 || r.Attempts[0].Rode || r.Attempts[0].Redialed {
+		s.Errorf("the other message: %v, %+v: %v", r.Receipt, r.Attempts, r.err)
+	}
+	if c.mode == "driver" && c.stage == "final" && c.tls == "plain" && !bytes.Contains(s.wires()[0].bytes(), []byte("RCPT TO:<other@example.com>")) {
+		s.Errorf("the other message didn't ride")
+	}
+	if c.mode == "driver" && r.took > 10*time.Millisecond {
+		s.Errorf("the other message took %v more", r.took)
+	}
+	return relay == "a"
+}
+
+// checkTime looks at how long it took.
+func (c cell) checkTime(s *scene, took time.Duration) {
+	s.Helper()
+	least := c.patience()
+	most := least + 10*time.Millisecond
+	if c.stage == "body" && c.fault == "timeout" { // its time begins anew where some of a write got through
+		most += matrixTimeouts.Body
+	}
+	if took < least || took > most {
+		s.Errorf("it took %v, want %v to %v", took, least, most)
 	}
 }
 
@@ -539,7 +631,10 @@ func (s *scene) checkOutcome(c cell, want words3, r *smtplb.Receipt, err error) 
 		s.Fatalf("%s were tried, want %s", got, tried)
 	}
 	a := r.Attempts[0]
-	if reused, redialed := c.reused && (c.note == nil || !c.note.noticed), want.move == "R" || c.note != nil && c.note.redialed; a.Reused != reused || a.Redialed != redialed {
+	if a.Rode != (c.mode == "rider") {
+		s.Errorf("the message rode: %v", a.Rode)
+	}
+	if reused, redialed := (c.reused || c.mode == "rider") && (c.note == nil || !c.note.noticed), want.move == "R" || c.note != nil && c.note.redialed; a.Reused != reused || a.Redialed != redialed {
 		s.Errorf("the attempt reused %v, redialed %v", a.Reused, a.Redialed)
 	}
 	if took := want.move == "R" || want.move == "I" || one; took != (a.Err == nil) {
@@ -566,7 +661,7 @@ func (c cell) toldStage() string {
 }
 
 // checkBooks holds A's figures against the table.
-func (s *scene) checkBooks(want words3, before, after smtplb.RelayStats) {
+func (s *scene) checkBooks(want words3, before, after smtplb.RelayStats, attempts uint64) {
 	s.Helper()
 	faults, state, redials := uint64(0), "closed", uint64(0)
 	switch want.blame {
@@ -587,8 +682,8 @@ func (s *scene) checkBooks(want words3, before, after smtplb.RelayStats) {
 	if got := after.Redials - before.Redials; got != redials {
 		s.Errorf("%d redials, want %d", got, redials)
 	}
-	if got := after.Attempts - before.Attempts; got != 1 {
-		s.Errorf("%d attempts at A, want 1", got)
+	if got := after.Attempts - before.Attempts; got != attempts {
+		s.Errorf("%d attempts at A, want %d", got, attempts)
 	}
 	if want.blame == "!" {
 		if d := time.Until(after.RetryAt); d < 4*time.Minute || d > 6*time.Minute {
@@ -614,7 +709,7 @@ func (s *scene) checkConnection(c cell, want words3) {
 	}
 	refused := want.move != "R" && want.move != "I" && want.conn == "K" && !c.one()
 	last := len(wires)
-	another := want.move == "R" || c.note != nil && c.note.noticed // one that the message was sent over in the end
+	another := want.move == "R" || c.mode == "driver" || c.note != nil && (c.note.noticed || c.note.another) // one that the message was sent over in the end
 	if want.conn == "X" && !another {
 		last++
 	}
