@@ -5,7 +5,7 @@ FUZZTIME ?= 30s
 LINT      = GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help test race lint vet fuzz cover quickstart e2e ci
+.PHONY: help test race lint vet fuzz cover quickstart bench e2e ci
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 12
@@ -19,6 +19,7 @@ race: ## the same with the race detector, in random order
 lint: ## golangci-lint; its first build takes minutes
 	$(LINT) run ./...
 	cd e2e && $(LINT) run ./...
+	cd bench && $(LINT) run ./...
 
 vet: ## go vet for other systems
 	GOOS=windows $(GO) vet ./...
@@ -40,6 +41,9 @@ cover: ## coverage by function in cover.out, its total here
 
 quickstart: ## run the first example
 	$(GO) run ./examples/quickstart
+
+bench: ## peers side by side, ten minutes: writes bench/RESULTS.md
+	cd bench && $(GO) run . -markdown >RESULTS.md.new && mv RESULTS.md.new RESULTS.md || { rm -f RESULTS.md.new; exit 1; }
 
 e2e: ## send through real Postfix servers; Debian, as root: installs what it needs
 	e2e/install.sh

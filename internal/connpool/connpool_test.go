@@ -262,6 +262,8 @@ func (w *world) waitAs(r *connpool.Rider, lanes []int) *wait {
 func (q *wait) waits() {
 	q.w.t.Helper()
 	synctest.Wait()
+	q.w.mu.Lock() // what ends the wait later may not be the test's doing
+	defer q.w.mu.Unlock()
 	if q.done {
 		q.w.t.Fatalf("Wait returned %v, %v; want it to wait", q.turn, q.err)
 	}

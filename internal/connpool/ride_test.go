@@ -188,14 +188,19 @@ func TestBoardRefused(t *testing.T) {
 		{"ended", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) { w.wait(0); w.drop(*turn) }, 1},
 		{"no connection", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) { (*turn).Discard(); w.conns[0].dropped = true }, 1},
 		{"once", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) {
-			w.waitToRide(0)
 			w.SetState(0, once)
 			w.drop(*turn) // to the waiter that is first
-			w.SetState(0, up)
 			*turn = w.first.gets(0)
 			(*turn).Adopt(w.open())
+			w.SetState(0, up)
+			w.waitToRide(0).waits()
 		}, 1},
-		{"lane down", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) { w.SetState(0, down) }, 1},
+		{"lane down", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) {
+			w.first.cancel(nil)
+			w.try(w.AddLane(limits{Max: 1}, up))
+			w.waitToRide(0, 1)
+			w.SetState(0, down)
+		}, 1},
 		{"lane once", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) { w.SetState(0, once) }, 1},
 		{"closed", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) { w.Close() }, 1},
 		{"flushed", limits{Max: 1}, func(w *boardWorld, turn **fakeTurn) { w.Flush(0) }, 1},
