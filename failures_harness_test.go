@@ -67,6 +67,8 @@ type scene struct {
 	pool *smtplb.Pool
 	set  setting
 
+	leave time.Duration // after which the sender of a message to x@example.com leaves; 0: never
+
 	refuseDial, noSuchHost atomic.Bool // what the next dial to A meets
 	tamper                 atomic.Bool // the next bytes from A are changed on their way
 
@@ -275,7 +277,14 @@ func (s *scene) send(text string, change func(*smtplb.Envelope), to ...string) (
 	if change != nil {
 		change(e)
 	}
-	r, err := s.pool.Deliver(s.Context(), e)
+	ctx := s.Context()
+	if s.leave > 0 && slices.Contains(to, "x@example.com") {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer time.AfterFunc(s.leave, cancel).Stop()
+	}
+	r, err := s.pool.Deliver(ctx, e)
 	if r == nil {
 		s.Errorf("no receipt: %v", err)
 		r = new(smtplb.Receipt)

@@ -1,6 +1,8 @@
 package smtplb_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -295,6 +297,76 @@ func TestFailureNotes(t *testing.T) {
 				t.Error("it was tried nowhere")
 			}
 		})
+	}
+}
+
+// A caller who leaves is answered at once before the end of the message has gone out, and 5 s later after it. It says nothing about the relay, no other one is tried, and the message
+// in front of one that rides is not touched.
+func TestCallerLeaves(t *testing.T) {
+	for _, stage := range matrixStages[:stageNumber("final")+1] {
+		for _, mode := range matrixModes {
+			for _, secured := range matrixTLS {
+				c := cell{stage: stage.name, fault: "timeout", tls: secured, mode: mode.name, reused: !cell{stage: stage.name}.before("mail")}
+				for _, row := range failureTable {
+					if row.stage != c.stage || row.fault != c.fault || strings.HasPrefix(row.expects(c), "– ") || c.mode == "driver" {
+						continue
+					}
+					t.Run(stage.name+","+c.name(), func(t *testing.T) {
+						bubble(t, func(t *testing.T) { c.leave(t) })
+					})
+				}
+			}
+		}
+	}
+}
+
+func (c cell) leave(t *testing.T) {
+	s := newScene(t, c.setting())
+	defer s.close()
+	_, bodies := c.warm(s)
+	s.leave = 700 * time.Millisecond
+	text, to := poison, []string{"x@example.com", "y@example.com"}
+	if c.stage == "body" {
+		text = longPoison
+	}
+	var r result
+	begun := time.Now()
+	if c.rides() {
+		var other result
+		if r, other, _ = c.together(s, text, to); other.err != nil {
+			t.Errorf("the message in front: %v: %v", other.Receipt, other.err)
+		}
+		bodies++
+	} else {
+		c.arrange(s)
+		r.Receipt, r.err = s.send(text, nil, to...)
+	}
+	want, class, took := "deferred deferred", "temporary", s.leave
+	if c.stage == "final" {
+		want, class, took = "unknown unknown", "unknown", s.leave+5*time.Second
+		bodies++
+	}
+	if c.rides() { // it has waited for a while
+		took += 50 * time.Millisecond
+	}
+	if outcomes(r.Receipt) != want || mainClasses(r.err) != class || !errors.Is(r.err, context.Canceled) || relaysTried(r.Receipt) != "a" {
+		t.Errorf("%s, %s: %v: %v", outcomes(r.Receipt), mainClasses(r.err), r.Receipt, r.err)
+	}
+	if d := time.Since(begun); d < took || d > took+10*time.Millisecond {
+		t.Errorf("it took %v, want %v", d, took)
+	}
+	if a := s.statsA(); a.Faults != 0 || a.State != "closed" || a.Cooling || a.Redials != 0 {
+		t.Errorf("%+v", a)
+	}
+	for _, w := range s.wires() {
+		if !w.isClosed() {
+			t.Error("the connection is open")
+		}
+	}
+	s.onTheWire(bodies)
+	s.master()
+	if t.Failed() {
+		t.Log(s.a.Transcript())
 	}
 }
 
