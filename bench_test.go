@@ -148,6 +148,22 @@ func BenchmarkDeliver(b *testing.B) {
 	}
 }
 
+// BenchmarkDeliverRiding sends 2 KB messages from 64 goroutines over 8 connections to a relay in another process.
+func BenchmarkDeliverRiding(b *testing.B) {
+	p := benchPool(b, sinkProcess(b), 8)
+	e := benchEnvelope()
+	b.ReportAllocs()
+	b.SetParallelism(32)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := p.Deliver(b.Context(), e); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
+
 // BenchmarkAgainstNetSMTP sends 2 KB messages from 8 goroutines over 8 kept connections, by net/smtp and by a Pool in turn, and reports the
 // median ratio of their rates. Run it with -benchtime 20x or more: an iteration is a round of both.
 func BenchmarkAgainstNetSMTP(b *testing.B) {
@@ -335,7 +351,7 @@ func heap() uint64 {
 }
 
 // sinkProcess runs this test binary as a sink.
-func sinkProcess(t *testing.T) string {
+func sinkProcess(t testing.TB) string {
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

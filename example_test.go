@@ -254,3 +254,59 @@ func ExamplePool_Stats() {
 	// relay-1 open accepted: 0 faults: 5
 	// relay-2 closed accepted: 20 faults: 0
 }
+
+// A sequence of envelopes, such as a newsletter's, many at a time over three connections. The sequence is asked for the next envelope only when there is room for it.
+func ExamplePool_DeliverAll() {
+	relay := smtptest.NewServer()
+	defer relay.Close()
+	relay.On(smtptest.Rcpt).For("gone@example.net").Reply(550, "5.1.1 No such user")
+	pool, err := smtplb.New(smtplb.Config{Relays: []smtplb.Relay{{Name: "relay", Addr: relay.Addr, Conns: smtplb.Conns{Max: 3}}}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	subscribers := []string{"ann@example.com", "bob@example.org", "gone@example.net", "zoe@example.com"}
+	envelopes := func(yield func(*smtplb.Envelope) bool) {
+		for _, to := range subscribers {
+			e := &smtplb.Envelope{
+				From: "news@example.com", To: []string{to},
+				Body: smtplb.Bytes([]byte("From: news@example.com\nTo: " + to + "\nSubject: News\n\nHello.\n")),
+			}
+			if !yield(e) {
+				return
+			}
+		}
+	}
+	var last smtplb.Progress
+	for result := range pool.DeliverAll(context.Background(), envelopes, smtplb.Bulk{
+		Ordered:  true,
+		Progress: func(p smtplb.Progress) { last = p },
+	}) {
+		fmt.Println(result.Envelope.To[0], result.Receipt.Recipients[0].Outcome)
+	}
+	fmt.Println(last.Accepted, "accepted,", last.Failed, "failed")
+	// Output:
+	// ann@example.com accepted
+	// bob@example.org accepted
+	// gone@example.net failed
+	// zoe@example.com accepted
+	// 3 accepted, 1 failed
+}
+
+// A notification is wanted when the message was delivered as well as when it wasn't, and no more than the header is to come back.
+func ExampleDSN() {
+	relay := smtptest.NewServer()
+	defer relay.Close()
+	pool := newPool(relay)
+	defer pool.Close()
+	_, err := pool.Deliver(context.Background(), &smtplb.Envelope{
+		From: "shop@example.com", To: []string{"customer@example.org"},
+		Body: smtplb.Bytes([]byte("Subject: Invoice 17\n\nSee you.\n")),
+		DSN:  &smtplb.DSN{Notify: smtplb.DSNSuccess | smtplb.DSNFailure, Return: smtplb.DSNReturnHeaders, EnvelopeID: "invoice-17"},
+	})
+	m := relay.Messages()[0]
+	fmt.Println(m.MailParams[1:], m.RcptParams[0], err)
+	// Output:
+	// [RET=HDRS ENVID=invoice-17] [NOTIFY=SUCCESS,FAILURE] <nil>
+}

@@ -35,6 +35,16 @@ func TestRelays(t *testing.T) {
 			heal:    func(r *lab.Relay) error { return r.Restart(t.Context()) },
 		})
 	})
+	t.Run("killed, riding", func(t *testing.T) {
+		// The same over two connections to each relay: nearly every envelope goes out
+		// behind another message's body.
+		run(t, scenario{
+			timeout: time.Minute,
+			conns:   2,
+			harm:    func(r *lab.Relay) error { return r.Kill9() },
+			heal:    func(r *lab.Relay) error { return r.Restart(t.Context()) },
+		})
+	})
 	t.Run("suspended", func(t *testing.T) {
 		// A relay falls silent at a third: the kernel accepts connections and data,
 		// and nobody answers. It wakes up when all who wait for it have given up.
@@ -49,6 +59,7 @@ func TestRelays(t *testing.T) {
 
 type scenario struct {
 	timeout    time.Duration          // of each send's context
+	conns      int                    // to each relay; 0: the default
 	harm, heal func(*lab.Relay) error // at a third, at two thirds of the messages
 	hold       time.Duration          // at least, between the two; the last third waits
 }
@@ -62,6 +73,7 @@ func run(t *testing.T, s scenario) {
 			Name: r.Name, Addr: r.Addr,
 			Username: lab.Username, Password: lab.Password,
 			TLSConfig: &tls.Config{RootCAs: l.Roots},
+			Conns:     smtplb.Conns{Max: s.conns},
 		})
 	}
 	pool, err := smtplb.New(cfg)
@@ -135,6 +147,14 @@ func run(t *testing.T, s scenario) {
 		t.Fatal(err)
 	}
 	audit(t, parcels, stored, harmed, took)
+	var rides, attempts uint64
+	for _, r := range pool.Stats().Relays {
+		rides, attempts = rides+r.Rides, attempts+r.Attempts
+	}
+	t.Logf("%d of %d attempts rode", rides, attempts)
+	if s.conns > 0 && rides < attempts/2 {
+		t.Errorf("%d of %d attempts rode; with %d connections most should", rides, attempts, s.conns)
+	}
 }
 
 func (p *parcel) send(ctx context.Context, pool *smtplb.Pool, timeout time.Duration) {

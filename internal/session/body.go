@@ -252,7 +252,8 @@ func (t *transaction) finalReply(r reply.Reply) *End {
 	c := t.c
 	switch {
 	case r.Positive():
-		return &End{Stage: reply.StageFinal, Reply: r}
+		t.end = End{Stage: reply.StageFinal, Reply: r}
+		return &t.end
 	case r.Intermediate():
 		return c.give(reply.FailOutOfStep, fmt.Errorf("the message was answered with %v", r))
 	case r.Code == 421:

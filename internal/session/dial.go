@@ -42,7 +42,9 @@ func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, 
 	}
 	c.rd.Reset(nil, nil)
 	returnReadBuffer(buf)
-	if !stop() && end == nil {
+	if stop() {
+		c.ctx = nil
+	} else if end == nil {
 		c.interrupt(contextError(ctx))
 		end = c.fail(contextError(ctx))
 	}

@@ -121,6 +121,9 @@ type Conn struct {
 	total     time.Duration // the length of the caller's context, 0 without a deadline
 	share     time.Duration // what cut leaves, 0 without one
 
+	ctx   context.Context // of the operation
+	onEnd func()          // what its end does
+
 	mu        sync.Mutex // guards the following fields, and orders SetDeadline against the end of the context; never held across I/O
 	committed bool
 	stopped   error // why the operation in progress must end
@@ -187,7 +190,11 @@ func (c *Conn) watch(ctx context.Context) func() bool {
 	if ctx.Done() == nil {
 		return nothingToStop
 	}
-	return context.AfterFunc(ctx, func() { c.interrupt(contextError(ctx)) })
+	if c.onEnd == nil { // made once: a closure for each message would allocate
+		c.onEnd = func() { c.interrupt(contextError(c.ctx)) }
+	}
+	c.ctx = ctx // written only while no such function can be called: after one was, the connection is not used again
+	return context.AfterFunc(ctx, c.onEnd)
 }
 
 // contextError is why ctx ended: its error, and its cause where that says more.

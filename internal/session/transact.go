@@ -104,7 +104,9 @@ func (c *Conn) Transact(ctx context.Context, tx *Transaction, res *Result) {
 	*wbuf = t.buf[:0]
 	writeBuffers.Put(wbuf)
 
-	if !stop() {
+	if stop() {
+		c.ctx = nil // an idle connection keeps nothing of its last user's
+	} else {
 		c.broken = true
 	}
 	res.First = !c.heard
@@ -164,6 +166,7 @@ type transaction struct {
 	taken  int       // recipients that got a 2xx
 	begun  bool      // writing the body has begun
 	clock  time.Time // when the part that is measured began
+	end    End       // of the most frequent kind, which needs no memory of its own
 }
 
 func (t *transaction) run() *End {
