@@ -138,7 +138,7 @@ func (c cell) arrange(s *scene) (happened func() bool) {
 		if c.note.script != nil {
 			c.note.script(s, c)
 		}
-		return func() bool { return true } // what the attempt tells is proof enough
+		return s.everyRuleFired
 	}
 	if c.stage == "dial" {
 		if c.fault == "timeout" {

@@ -72,6 +72,8 @@ type scene struct {
 	refuseDial, noSuchHost atomic.Bool // what the next dial to A meets
 	tamper                 atomic.Bool // the next bytes from A are changed on their way
 
+	rules []*smtptest.Rule // of on
+
 	mu     sync.Mutex // guards the following fields
 	conns  []*wire    // to A
 	states []string   // of A's breaker
@@ -296,6 +298,18 @@ func (s *scene) send(text string, change func(*smtplb.Envelope), to ...string) (
 }
 
 func preferA(e *smtplb.Envelope) { e.Prefer = "a" }
+
+// on adds a rule to A's script, of which everyRuleFired is to tell.
+func (s *scene) on(stage smtptest.Stage) *smtptest.Rule {
+	r := s.a.On(stage)
+	s.rules = append(s.rules, r)
+	return r
+}
+
+// everyRuleFired reports whether every rule that on added has taken effect.
+func (s *scene) everyRuleFired() bool {
+	return !slices.ContainsFunc(s.rules, func(r *smtptest.Rule) bool { return r.Fired() == 0 })
+}
 
 // statsA are A's figures.
 func (s *scene) statsA() smtplb.RelayStats { return s.pool.Stats().Relays[0] }

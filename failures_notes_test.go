@@ -55,40 +55,40 @@ var noteTable = []noteRow{
 	},
 	{
 		stage: "banner", what: "a 3xx", plain: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Banner).Times(1).Reply(354, "go ahead") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Banner).Times(1).Reply(354, "go ahead") },
 	},
 	{
 		stage: "ehlo", what: "500, nothing being required that EHLO has to offer", plain: "I = K", tls: "F + X", direct: "I = K", told: "500",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Ehlo).Times(1).Reply(500, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Ehlo).Times(1).Reply(500, "What?") },
 	},
 	{
 		stage: "ehlo", what: "501, nothing being required that EHLO has to offer", plain: "I = K", tls: "F + X", direct: "I = K", told: "501",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Ehlo).Times(1).Reply(501, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Ehlo).Times(1).Reply(501, "What?") },
 	},
 	{
 		stage: "ehlo", what: "502, nothing being required that EHLO has to offer", plain: "I = K", tls: "F + X", direct: "I = K", told: "502",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Ehlo).Times(1).Reply(502, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Ehlo).Times(1).Reply(502, "What?") },
 	},
 	{
 		stage: "ehlo", what: "504, nothing being required that EHLO has to offer", plain: "I = K", tls: "F + X", direct: "I = K", told: "504",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Ehlo).Times(1).Reply(504, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Ehlo).Times(1).Reply(504, "What?") },
 	},
 	{
 		stage: "ehlo", what: "502, AUTH being required", plain: "F + X", told: "502",
 		relay:  func(set *setting) { set.auth = true },
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Ehlo).Times(1).Reply(502, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Ehlo).Times(1).Reply(502, "What?") },
 	},
 	{
 		stage: "starttls", what: "it is not offered", tls: "F + X", told: "capability", // and nothing is sent without it
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Ehlo).Times(1).Reply(250, "localhost") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Ehlo).Times(1).Reply(250, "localhost") },
 	},
 	{
 		stage: "starttls", what: "plain text behind its reply (CVE-2011-0411)", tls: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.StartTLS).Times(1).Raw("220 Go\r\n250 injected\r\n") },
+		script: func(s *scene, _ cell) { s.on(smtptest.StartTLS).Times(1).Raw("220 Go\r\n250 injected\r\n") },
 	},
 	{
 		stage: "starttls", what: "a 2xx other than 220", tls: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.StartTLS).Times(1).Reply(250, "Well") },
+		script: func(s *scene, _ cell) { s.on(smtptest.StartTLS).Times(1).Reply(250, "Well") },
 	},
 	{
 		stage: "auth", what: "it is not offered", plain: "F ! X", told: "capability",
@@ -97,164 +97,164 @@ var noteTable = []noteRow{
 	{
 		stage: "auth", what: "a challenge that is no base64", plain: "F + X", told: "malformed",
 		relay:  func(set *setting) { set.auth = true },
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Auth).Times(1).Reply(334, "???") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Auth).Times(1).Reply(334, "???") },
 	},
 	{
 		stage: "mail", what: "the connection was found stale, and the relay doesn't take a new one", plain: "F + X", reused: true, redialed: true,
 		told: "connect", toldStage: "dial",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Mail).Times(1).DropFIN()
+			s.on(smtptest.Mail).Times(1).DropFIN()
 			s.refuseDial.Store(true)
 		},
 	},
 	{
 		stage: "mail", what: "the relay closed the connection a moment ago", plain: "R . X", reused: true, idle: 2 * time.Millisecond,
-		warm: func(s *scene) { s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).DropFIN() },
+		warm: func(s *scene) { s.on(smtptest.Idle).Times(1).Delay(time.Millisecond).DropFIN() },
 	},
 	{
 		stage: "mail", what: "the relay closed the connection a moment ago, with a reset", plain: "R . X", reused: true, idle: 2 * time.Millisecond,
-		warm: func(s *scene) { s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).Drop() },
+		warm: func(s *scene) { s.on(smtptest.Idle).Times(1).Delay(time.Millisecond).Drop() },
 	},
 	{
 		stage: "mail", what: "the relay said 421 and closed the connection a moment ago", plain: "R . X", reused: true, idle: 2 * time.Millisecond,
-		warm: func(s *scene) { s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).Reply(421, "Idle for too long") },
+		warm: func(s *scene) { s.on(smtptest.Idle).Times(1).Delay(time.Millisecond).Reply(421, "Idle for too long") },
 	},
 	{
 		stage: "mail", what: "the relay closed the connection a second ago", plain: "I = X", reused: true, noticed: true, idle: time.Second,
-		warm: func(s *scene) { s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).DropFIN() },
+		warm: func(s *scene) { s.on(smtptest.Idle).Times(1).Delay(time.Millisecond).DropFIN() },
 	},
 	{
 		stage: "mail", what: "the relay said 421 and closed the connection a second ago", plain: "I = X", reused: true, noticed: true, idle: time.Second,
-		warm: func(s *scene) { s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).Reply(421, "Idle for too long") },
+		warm: func(s *scene) { s.on(smtptest.Idle).Times(1).Delay(time.Millisecond).Reply(421, "Idle for too long") },
 	},
 	{
 		stage: "mail", what: "the relay said something that nobody asked for a second ago", plain: "I = X", reused: true, noticed: true, idle: time.Second,
-		warm: func(s *scene) { s.a.On(smtptest.Idle).Times(1).Delay(time.Millisecond).Raw("250 unasked\r\n") },
+		warm: func(s *scene) { s.on(smtptest.Idle).Times(1).Delay(time.Millisecond).Raw("250 unasked\r\n") },
 	},
 	{
 		stage: "mail", what: "a 3xx", plain: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Mail).Times(1).Reply(354, "go ahead") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Mail).Times(1).Reply(354, "go ahead") },
 	},
 	{
 		stage: "mail", what: "refused for now, and a 354 to the DATA behind it", plain: "F = X", modes: "pipelined", told: "451",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
-			s.a.On(smtptest.Data).Times(1).Reply(354, "go ahead")
+			s.on(smtptest.Mail).Times(1).Reply(451, "not now")
+			s.on(smtptest.Data).Times(1).Reply(354, "go ahead")
 		},
 	},
 	{
 		stage: "mail", what: "refused for good, and a 354 to the DATA behind it", plain: "Fr = X", modes: "pipelined", told: "550",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Mail).Times(1).Reply(550, "no")
-			s.a.On(smtptest.Data).Times(1).Reply(354, "go ahead")
+			s.on(smtptest.Mail).Times(1).Reply(550, "no")
+			s.on(smtptest.Data).Times(1).Reply(354, "go ahead")
 		},
 	},
 	{
 		stage: "mail", what: "refused for now, and a 2xx to the RCPT behind it", plain: "F = X", modes: "rider", told: "451",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
-			s.a.On(smtptest.Rcpt).For("x@example.com").Times(1).Reply(250, "well")
+			s.on(smtptest.Mail).Times(1).Reply(451, "not now")
+			s.on(smtptest.Rcpt).For("x@example.com").Times(1).Reply(250, "well")
 		},
 	},
 	{
 		stage: "mail", what: "refused for now, and a 354 to the DATA behind it, with the envelope behind another message", plain: "F = X", modes: "rider", told: "451",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Mail).Times(1).Reply(451, "not now")
-			s.a.On(smtptest.Data).Times(1).Reply(354, "go ahead")
+			s.on(smtptest.Mail).Times(1).Reply(451, "not now")
+			s.on(smtptest.Data).Times(1).Reply(354, "go ahead")
 		},
 	},
 	{
 		stage: "rcpt", what: "a 3xx", plain: "F + X", told: "out of step",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Rcpt).For("y@example.com").Times(1).Reply(354, "go ahead")
+			s.on(smtptest.Rcpt).For("y@example.com").Times(1).Reply(354, "go ahead")
 		},
 	},
 	{
 		stage: "rcpt", what: "everybody is refused for now, and a 354 to the DATA behind it", plain: "F = X", modes: "pipelined", told: "451", all: true,
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Rcpt).Times(2).Reply(451, "not now")
-			s.a.On(smtptest.Data).Times(1).Reply(354, "go ahead")
+			s.on(smtptest.Rcpt).Times(2).Reply(451, "not now")
+			s.on(smtptest.Data).Times(1).Reply(354, "go ahead")
 		},
 	},
 	{
 		stage: "rcpt", what: "everybody is refused for good, and a 354 to the DATA behind it", plain: "P = X", modes: "pipelined", told: "550", all: true,
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Rcpt).Times(2).Reply(550, "no")
-			s.a.On(smtptest.Data).Times(1).Reply(354, "go ahead")
+			s.on(smtptest.Rcpt).Times(2).Reply(550, "no")
+			s.on(smtptest.Data).Times(1).Reply(354, "go ahead")
 		},
 	},
 	{
 		stage: "rcpt", what: "everybody is refused for good, and a 250 to the DATA behind it", plain: "P = X", modes: "pipelined", told: "550", all: true,
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Rcpt).Times(2).Reply(550, "no")
-			s.a.On(smtptest.Data).Times(1).Reply(250, "thank you")
+			s.on(smtptest.Rcpt).Times(2).Reply(550, "no")
+			s.on(smtptest.Data).Times(1).Reply(250, "thank you")
 		},
 	},
 	{
 		stage: "data", what: "a 2xx", plain: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(250, "thank you") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Data).Times(1).Reply(250, "thank you") },
 	},
 	{
 		stage: "data", what: "a 3xx other than 354", plain: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(334, "go ahead") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Data).Times(1).Reply(334, "go ahead") },
 	},
 	{
 		stage: "body", what: "a 2xx", plain: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Body).After(10).Times(1).Reply(250, "thank you") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Body).After(10).Times(1).Reply(250, "thank you") },
 	},
 	{
 		stage: "body", what: "a 3xx", plain: "F + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Body).After(10).Times(1).Reply(354, "go on") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Body).After(10).Times(1).Reply(354, "go on") },
 	},
 	{
 		stage: "body", what: "a 552, and a reset while more is being written", plain: "L = X", told: "552",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.Body).After(10).Times(1).Reply(552, "5.3.4 Too big").ThenDrop()
+			s.on(smtptest.Body).After(10).Times(1).Reply(552, "5.3.4 Too big").ThenDrop()
 		},
 	},
 	{
 		stage: "final", what: "a 3xx", plain: "A + X", told: "out of step",
-		script: func(s *scene, _ cell) { s.a.On(smtptest.EndOfData).Times(1).Reply(354, "go on").Unstored() },
+		script: func(s *scene, _ cell) { s.on(smtptest.EndOfData).Times(1).Reply(354, "go on").Unstored() },
 	},
 	{
 		stage: "final", what: "a 2xx, and more behind it that nobody asked for", plain: "I = X",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.EndOfData).Times(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n").Stored()
+			s.on(smtptest.EndOfData).Times(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n").Stored()
 		},
 	},
 	{
 		stage: "final", what: "a 4xx, and more behind it that nobody asked for", plain: "F = X", told: "451",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.EndOfData).Times(1).Raw("451 not now\r\n250 2.0.0 Ok\r\n").Unstored()
+			s.on(smtptest.EndOfData).Times(1).Raw("451 not now\r\n250 2.0.0 Ok\r\n").Unstored()
 		},
 	},
 	{
 		stage: "final", what: "a 421, and then the 2xx", plain: "I = X",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.EndOfData).Times(1).Raw("421 closing\r\n250 2.0.0 Ok\r\n").Stored()
+			s.on(smtptest.EndOfData).Times(1).Raw("421 closing\r\n250 2.0.0 Ok\r\n").Stored()
 		},
 	},
 	{
 		stage: "final", what: "a 421, and then another refusal", plain: "F + X", told: "421",
 		script: func(s *scene, _ cell) {
-			s.a.On(smtptest.EndOfData).Times(1).Raw("421 closing\r\n550 no\r\n").Unstored()
+			s.on(smtptest.EndOfData).Times(1).Raw("421 closing\r\n550 no\r\n").Unstored()
 		},
 	},
 	{
 		stage: "final", what: "a 421, and no end of the connection", plain: "F + X", told: "421", patience: 2 * time.Second, // for the 2xx
-		script: func(s *scene, _ cell) { s.a.On(smtptest.EndOfData).Times(1).Raw("421 closing\r\n").Unstored() },
+		script: func(s *scene, _ cell) { s.on(smtptest.EndOfData).Times(1).Raw("421 closing\r\n").Unstored() },
 	},
 	{
 		stage: "final", what: "500 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(500, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Data).Times(1).Reply(500, "What?") },
 	},
 	{
 		stage: "final", what: "502 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(502, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Data).Times(1).Reply(502, "What?") },
 	},
 	{
 		stage: "final", what: "503 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
-		script: func(s *scene, _ cell) { s.a.On(smtptest.Data).Times(1).Reply(503, "What?") },
+		script: func(s *scene, _ cell) { s.on(smtptest.Data).Times(1).Reply(503, "What?") },
 	},
 }
 
