@@ -275,14 +275,16 @@ func (a *attempt) settle(end verdict.Verdict) {
 	}
 	a.hold(end.Blame, endErr)
 	a.record.Stage = stageName(res.End.Stage)
-	if d.env.RequireAll && end.Move != verdict.Accepted && a.anyRefused() {
+	// Out of step before the message was begun: which command a reply was for is not certain, so none stands.
+	lost := res.End.Failure == reply.FailOutOfStep && res.End.Stage < reply.StageBody
+	if d.env.RequireAll && end.Move != verdict.Accepted && !lost && a.anyRefused() {
 		a.settleAll()
 		return
 	}
 	refused := refusedAll(&res.End)
 	for n, i := range d.who {
 		said := res.Rcpts[n]
-		if !said.Temporary() && !said.Permanent() || said.Code == 421 && res.End.Reply.Code == 421 {
+		if lost || !said.Temporary() && !said.Permanent() || said.Code == 421 && res.End.Reply.Code == 421 {
 			if refused { // all were refused, so this can't be; were it so, nothing was sent to the relay for it
 				continue
 			}
