@@ -21,12 +21,12 @@ import (
 type option = smtptest.Option
 
 const (
-	patience      = 60 * time.Second       // for a relay that answers
+	patience      = 2 * time.Minute        // for a relay that answers
 	shortPatience = 500 * time.Millisecond // for a relay that hangs
 	grace         = 8 * time.Second        // a sender may need as long after its context's end
 	endTimeout    = 3 * time.Second        // for connections and goroutines to end
 	idleFor       = 2 * time.Second        // what a sender that closes its connections has for that
-	maxTries      = 4
+	maxTries      = 6
 )
 
 const (
@@ -35,10 +35,6 @@ const (
 	carol = "carol@rcpt.test"
 	gone  = "gone@rcpt.test"
 )
-
-// label is the profiler label by which the goroutines of a sender are known: those it
-// starts inherit it.
-const label = "smtptest/conformance"
 
 var lastTrial atomic.Int64
 
@@ -196,12 +192,15 @@ func (t *trial) end() {
 		t.failf("%d connections are left open", t.server.Stats().Active)
 		t.server.Kill()
 	}
-	for tries := 0; goroutines(t.id) > 0; tries++ { // which costs something
-		if tries == 10 {
-			t.failf("%d goroutines are left", goroutines(t.id))
-			break
+	for tries := 1; ; tries++ {
+		n := goroutines.count(t.id)
+		if n > 0 && time.Duration(tries)*censusPause < endTimeout {
+			continue
 		}
-		<-time.After(endTimeout / 10)
+		if n > 0 {
+			t.failf("%d goroutines are left", n)
+		}
+		return
 	}
 }
 
@@ -216,23 +215,6 @@ func within(d time.Duration, f func() bool) bool {
 		<-time.After(look)
 	}
 	return f()
-}
-
-// goroutines returns how many goroutines the sender of this trial has.
-func goroutines(id string) int {
-	var b bytes.Buffer
-	if err := pprof.Lookup("goroutine").WriteTo(&b, 1); err != nil {
-		return 0
-	}
-	n := 0
-	for block := range strings.SplitSeq(b.String(), "\n\n") {
-		if strings.Contains(block, fmt.Sprintf("%q:%q", label, id)) {
-			count, _, _ := strings.Cut(strings.TrimSpace(block), " ")
-			k, _ := strconv.Atoi(count)
-			n += max(k, 1)
-		}
-	}
-	return n
 }
 
 // accepted expects that err is nil.
