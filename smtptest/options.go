@@ -143,10 +143,11 @@ func WithExpiredCertificate() Option {
 func WithAuth(username, pass string, mechanisms ...string) Option {
 	return func(cfg *config) {
 		cfg.users = append(cfg.users, user{username, pass})
-		if len(mechanisms) == 0 {
-			mechanisms = []string{"PLAIN", "LOGIN"}
+		names := mechanisms // an Option may be used for several servers at once
+		if len(names) == 0 {
+			names = []string{"PLAIN", "LOGIN"}
 		}
-		for _, m := range mechanisms {
+		for _, m := range names {
 			m = strings.ToUpper(m)
 			if authMechanisms[m] == nil {
 				panic("smtptest: WithAuth: unknown mechanism " + strconv.Quote(m))
