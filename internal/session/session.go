@@ -128,7 +128,8 @@ type Conn struct {
 
 	mu        sync.Mutex // guards the following fields, and orders SetDeadline against the end of the context; never held across I/O
 	committed bool
-	stopped   error // why the operation in progress must end
+	stopped   error     // why the operation in progress must end
+	deadline  time.Time // the last that was set, but for a past one that ends an uncommitted operation
 	closed    bool
 }
 
@@ -219,10 +220,11 @@ func (c *Conn) interrupt(cause error) {
 		return
 	}
 	c.stopped = cause
-	if c.committed {
-		_ = c.raw.SetDeadline(time.Now().Add(c.cfg.Timeouts.Grace))
-	} else {
+	if !c.committed {
 		_ = c.raw.SetDeadline(aLongTimeAgo)
+	} else if t := time.Now().Add(c.cfg.Timeouts.Grace); c.deadline.IsZero() || t.Before(c.deadline) { // the grace bounds the stage, and never prolongs it
+		c.deadline = t
+		_ = c.raw.SetDeadline(t)
 	}
 }
 
@@ -235,7 +237,8 @@ func (c *Conn) commit() {
 	}
 	c.committed = true
 	if c.stopped != nil { // interrupt saw an uncommitted message and set a past deadline
-		_ = c.raw.SetDeadline(time.Now().Add(c.cfg.Timeouts.Grace))
+		c.deadline = time.Now().Add(c.cfg.Timeouts.Grace)
+		_ = c.raw.SetDeadline(c.deadline)
 	}
 }
 
@@ -270,11 +273,13 @@ func (c *Conn) begin(stage reply.Stage, timeout time.Duration) {
 	c.setDeadline(deadline)
 }
 
-// setDeadline sets a deadline unless the operation was told to stop: then its deadline is in place.
+// setDeadline sets a deadline unless the operation was told to stop: then its deadline is in place, and behind the commit point only an
+// earlier one takes it.
 func (c *Conn) setDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped == nil {
+	if c.stopped == nil || c.committed && !t.IsZero() && t.Before(c.deadline) {
+		c.deadline = t
 		_ = c.raw.SetDeadline(t)
 	}
 }
