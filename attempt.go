@@ -208,8 +208,11 @@ func (a *attempt) unoffer() {
 func (a *attempt) transact(ctx context.Context) {
 	d := a.d
 	d.tx = session.Transaction{
-		From: d.msg.from, To: d.to, Body: d.msg.wire, Size: d.msg.size, EightBit: d.msg.eightBit, UTF8: d.msg.utf8, All: d.env.RequireAll,
+		From: d.msg.from, To: d.to, Body: d.msg.body, Size: d.msg.size, Dots: d.msg.dots, EightBit: d.msg.eightBit, UTF8: d.msg.utf8, All: d.env.RequireAll,
 		Cut: a.cut, CommitBy: d.commitBy, Total: d.total,
+	}
+	if d.msg.file != nil {
+		d.tx.File = d.msg.file
 	}
 	a.uses++
 	a.conn.Transact(ctx, &d.tx, &d.res)
