@@ -350,24 +350,29 @@ func (in *intake) endsWith(header map[string][]string) bool {
 	return len(in.tail) >= len(b) && string(in.tail[len(in.tail)-len(b):]) == string(b)
 }
 
-// hold waits for leave to hold a whole attachment in memory, several times over.
+// hold waits for leave to hold a whole attachment in memory, several times over. NewEnvelope, which has no context that a wait could end with, needs none.
 func (in *intake) hold() error {
 	p := in.spool.pool
-	if in.held || p == nil { // NewEnvelope has no context that a wait could end with
+	if in.held || p == nil {
 		return nil
 	}
-	if in.ctx.Err() != nil {
-		return contextError(in.ctx)
+	err := in.err
+	if err == nil && in.ctx.Err() != nil {
+		err = contextError(in.ctx)
 	}
-	select {
-	case p.renders <- struct{}{}:
-		in.held = true
-		return nil
-	case <-in.ctx.Done():
-		return contextError(in.ctx)
-	case <-p.ctx.Done():
-		return ErrClosed
+	if err == nil {
+		select {
+		case p.renders <- struct{}{}:
+			in.held = true
+			return nil
+		case <-in.ctx.Done():
+			err = contextError(in.ctx)
+		case <-p.ctx.Done():
+			err = ErrClosed
+		}
 	}
+	in.err = err // whatever becomes of it on its way through go-mail
+	return err
 }
 
 // encoder writes base64 in lines of 76 characters (RFC 2045 §6.8), as go-mail does.
