@@ -114,10 +114,8 @@ func (d *delivery) readBytes(b []byte) error {
 	p := d.pool
 	out := spool{most: p.spillSize, dir: p.spillDir, pool: p}
 	defer out.drop()
-	if p.spillSize < 0 || s.size <= p.spillSize {
+	if out.expect(s.size); out.file == nil {
 		out.buf = make([]byte, 0, s.size)
-	} else { // it will be a file
-		out.buf = make([]byte, 0, spillWrite)
 	}
 	s = scanner{ends: d.env.LineEndings, out: &out}
 	s.memory(b)
@@ -175,6 +173,9 @@ func (in *intake) file(name string) error {
 		return err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err == nil && (in.limit <= 0 || info.Size() <= in.limit) {
+		in.spool.expect(info.Size())
+	}
 	return in.from(f)
 }
 

@@ -102,12 +102,7 @@ type spool struct {
 
 func (s *spool) write(b []byte) error {
 	if s.file == nil && !s.failed && s.most >= 0 && int64(len(s.buf)+len(b)) > s.most {
-		f, err := newSpillFile(s.dir)
-		if err != nil {
-			s.fail(err)
-		} else {
-			s.file = f
-		}
+		s.spill()
 	}
 	if s.file != nil && len(s.buf) > 0 && len(s.buf)+len(b) > spillWrite {
 		if err := s.flush(); err != nil {
@@ -117,8 +112,27 @@ func (s *spool) write(b []byte) error {
 	if s.file != nil && len(b) >= spillWrite { // then buf is empty
 		return s.put(b)
 	}
+	if n := len(s.buf) + len(b); n > cap(s.buf) && len(s.buf) > 0 { // append would grow a large one in smaller steps, and allocate more in all
+		s.buf = append(make([]byte, 0, max(n, 2*cap(s.buf))), s.buf...)
+	}
 	s.buf = append(s.buf, b...)
 	return nil
+}
+
+func (s *spool) spill() {
+	f, err := newSpillFile(s.dir)
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	s.file = f
+}
+
+// expect says how large the message will be: one that will not stay in memory goes to its file from the start.
+func (s *spool) expect(size int64) {
+	if s.most >= 0 && size > s.most {
+		s.spill()
+	}
 }
 
 // flush writes what waits for it to the file.
