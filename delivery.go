@@ -21,6 +21,7 @@ type delivery struct {
 	msg     message
 	whole   bool // Envelope.Body was read to its end
 	owned   bool // msg.file is nobody else's
+	spool   spool
 	receipt *Receipt
 
 	rcpts   []recipient

@@ -111,13 +111,13 @@ func (d *delivery) readBytes(b []byte) error {
 	if !s.changed {
 		return nil
 	}
-	p := d.pool
-	out := spool{most: p.spillSize, dir: p.spillDir, pool: p}
+	p, out := d.pool, &d.spool
+	*out = spool{most: p.spillSize, dir: p.spillDir, pool: p}
 	defer out.drop()
 	if out.expect(s.size); out.file == nil {
 		out.buf = make([]byte, 0, s.size)
 	}
-	s = scanner{ends: d.env.LineEndings, out: &out}
+	s = scanner{ends: d.env.LineEndings, out: out}
 	s.memory(b)
 	err := s.lost
 	if err == nil {

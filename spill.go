@@ -53,9 +53,14 @@ func newSpillFile(dir string) (*spillFile, error) {
 	if os.Remove(name) == nil {
 		name = ""
 	}
+	return ownSpillFile(f, name), nil
+}
+
+// ownSpillFile takes over a temporary file. name is "" where it has none any more.
+func ownSpillFile(f *os.File, name string) *spillFile {
 	s := &spillFile{spilled: spilled{f, name}}
 	s.cleanup = runtime.AddCleanup(s, spilled.remove, s.spilled)
-	return s, nil
+	return s
 }
 
 // spilled is a temporary file, and its name where it still has one.
