@@ -29,6 +29,13 @@ func FuzzParseRelay(f *testing.F) {
 	f.Add("user:", "", "", "@mx.example.com")
 	f.Add("smtp://mx.example.com?password=", "", "", "")
 	f.Add("smtp://user:", "%41+", "%20", "@mx.example.com?tls=none&tag=a&tag=b&max_age=1m&auth=plain")
+	for _, after := range []string{ // hosts that one reads so and another otherwise, and what would be another command
+		"@evil.example\\@mx.example.com", "@evil.example#@mx.example.com", "@evil.example?@mx.example.com", "@evil.example/@mx.example.com", "@mx.example.com:587@evil.example", "@[::1%25lo]:25", "@[::ffff:127.0.0.1]", "@127.1", "@0x7f000001",
+		"@mx.example.com%0d%0aRCPT", "@mx.example.com\r\n", "@mx\u3002example\u3002com", "@\u24dcx.example.com", "@mx.example.com:0", "@mx.example.com:65536", "@mx.example.com:", "@", "@:587", "@%2Frun%2Fsmtp.sock", "@localhost.", "@mx.example.com?tls=none", "@localhost?tls=none&tls=starttls",
+	} {
+		f.Add("smtp://user:", "", "", after)
+		f.Add("smtps://user:", "%", "%00", after)
+	}
 	f.Fuzz(func(t *testing.T, before, start, end, after string) {
 		s := before + start + core + end + after
 		r, err := smtplb.ParseRelay(s)

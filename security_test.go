@@ -459,6 +459,9 @@ func TestSecretsInEveryReply(t *testing.T) {
 						note(c)
 						note(r)
 						pool.Close()
+						if !raceEnabled { // fmt reads the fields past all locks
+							note(pool)
+						}
 						mustNotLeak(t, "what came back, or went to log and hooks,", said.String())
 						if said.Len() < 1000 {
 							t.Error("nothing was said")

@@ -59,6 +59,12 @@ func FuzzRead(f *testing.F) {
 		"", "2", "250\r\n", "250 \n", "250 2.1.0 Ok\r\n", "250-a\r\n250 b\r\n", "250-a\r\n550 b\r\n", "250-\n250-\n250\n", "250\rx\r\n",
 		"220 mx.example ESMTP\r\n250-mx.example\r\n250-PIPELINING\r\n250 SIZE 35882577\r\n354 go\r\n421 4.7.0 bye", "250 a\r\r\n", "SSH-2.0-x\r\n",
 		"550-5.7.1 \x00\x1b[2J\xff\xfe\r\n550 5.7.1 \u202e\r\n", "452 5.5.3 x\r\n", "550 5.1.1234 x\n", "220 **2****0*\r\n", "599 5.999.999\n",
+		// Real servers: Postfix, Exchange, Gmail, Exim, a relay that says why, one that goes in the same breath, and a middlebox.
+		"550-5.1.1 <x@example.com>: Recipient address rejected: User unknown\r\n550 5.1.1 in local recipient table\r\n", "220 EXCH01.example.com Microsoft ESMTP MAIL Service ready at Wed, 1 Jan 2025 00:00:00 +0000\r\n",
+		"550-5.7.26 Your email has been blocked because the sender is unauthenticated.\r\n550-5.7.26  \r\n550 5.7.26  https://support.google.com/mail 0-20020a1c.5 - gsmtp\r\n", "250 OK id=1rABCD-000000-00\r\n",
+		"421-4.7.0 [192.0.2.1      15] Our system has detected an unusual rate\r\n421 4.7.0 of mail. - gsmtp\r\n", "250 2.0.0 Ok: queued as 4F\r\n421 4.4.2 bye\r\n", "554 SMTP synchronization error\r\n554-\r\n554 \r\n",
+		"220 go\r\n250-injected\r\n250 AUTH PLAIN\r\n", "250-SIZE\r250 AUTH\n", "235\r\n", "334 \r\n", "334\r\n", "HTTP/1.1 400 Bad Request\r\n\r\n", "\x15\x03\x01\x00\x02\x02\x46", "\xef\xbb\xbf220 hi\r\n", "-ERR unknown command\r\n", "* BAD\r\n",
+		"250_a\r\n", "250\ta\r\n", "25O a\r\n", "0250 a\r\n", "+50 a\r\n", "250-a\r\n250\r\n", "250-a\r\n25", "600 a\r\n", "100 a\r\n", "\u0662\u0665\u0660 a\r\n",
 		"250 " + strings.Repeat("a", 2042) + "\r\n", "250 " + strings.Repeat("a", 2043) + "\r\n", strings.Repeat("250-a\r\n", 128) + "250 a\r\n",
 	} {
 		f.Add(s, uint16(len(s)/2), uint16(16))
