@@ -5,10 +5,10 @@ FUZZTIME ?= 30s
 LINT      = GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help test race lint vet fuzz cover quickstart bench e2e ci
+.PHONY: help test race lint vet fuzz fuzz-list cover quickstart bench e2e ci
 
 help: ## list the targets
-	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 test: ## the tests of the library
 	$(GO) test ./...
@@ -26,13 +26,27 @@ vet: ## go vet for other systems
 	GOOS=darwin $(GO) vet ./...
 	GOOS=freebsd $(GO) vet ./...
 
+# Every fuzz target, as directory:target. fuzz-list says what there is, and fails where this list is not complete.
+FUZZ = \
+	internal/reply:FuzzRead internal/reply:FuzzQueueID \
+	internal/session:FuzzEHLO \
+	internal/domain:FuzzParseAddress internal/domain:FuzzToASCII .:FuzzEnvelope \
+	.:FuzzParseRelay \
+	.:FuzzBody .:FuzzSendMail \
+	internal/verdict:FuzzJudge \
+	smtptest:FuzzBody smtptest:FuzzServer
+
 fuzz: ## each fuzz target for FUZZTIME (30s)
-	@set -e; for dir in $$(grep -rl --include='*_test.go' --exclude-dir=e2e --exclude-dir=bench '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \
-		targets=$$($(GO) test -list '^Fuzz' "$$dir"); \
-		for f in $$(echo "$$targets" | grep '^Fuzz'); do \
-			echo "--- $$dir $$f"; \
-			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$dir"; \
-		done; \
+	@set -e; for target in $(FUZZ); do \
+		echo "--- $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$${target#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x "./$${target%:*}"; \
+	done
+
+fuzz-list: ## the fuzz targets: replies, EHLO, addresses, relay URLs, bodies, verdicts, the fake relay
+	@printf '%s\n' $(FUZZ)
+	@all=$$(grep -r --include='*_test.go' --exclude-dir=e2e --exclude-dir=bench '^func Fuzz' . | sed -E 's,^\./,,; s,^([^/]*):,./\1:,; s,/[^/]*:func (Fuzz[A-Za-z0-9]*).*,:\1,'); \
+	for target in $$all; do \
+		case " $(FUZZ) " in *" $$target "*) ;; *) echo "$$target is missing in FUZZ" >&2; exit 1;; esac; \
 	done
 
 cover: ## coverage by function in cover.out, its total here

@@ -20,16 +20,17 @@ import (
 )
 
 const (
-	module     = "github.com/smtplb/smtplb"
-	goMail     = "github.com/wneessen/go-mail"
-	gobreaker  = "github.com/sony/gobreaker/v2"
-	xTime      = "golang.org/x/time"
-	xNet       = "golang.org/x/net"
-	xNetIDNA   = "golang.org/x/net/idna"
-	goCmp      = "github.com/google/go-cmp"
-	maxLines   = 700
-	onlyHere   = "%s imports %s, which only %s may"
-	noInternal = "%s imports %s: inside of internal there is no importing of siblings or the root"
+	module      = "github.com/smtplb/smtplb"
+	goMail      = "github.com/wneessen/go-mail"
+	gobreaker   = "github.com/sony/gobreaker/v2"
+	xTime       = "golang.org/x/time"
+	xNet        = "golang.org/x/net"
+	xNetIDNA    = "golang.org/x/net/idna"
+	goCmp       = "github.com/google/go-cmp"
+	conformance = "smtptest/conformance"
+	maxLines    = 700
+	onlyHere    = "%s imports %s, which only %s may"
+	noInternal  = "%s imports %s: inside of internal there is no importing of siblings or the root"
 )
 
 // TestImports holds the rules of who may import whom: only the root composes, and
@@ -43,7 +44,7 @@ func TestImports(t *testing.T) {
 		gobreaker: {"internal/breaker"},
 		xNetIDNA:  {"internal/domain"},
 		xTime:     {"internal/throttle"},
-		goMail:    {".", "internal/session", "examples"},
+		goMail:    {".", "internal/session", "examples", conformance}, // conformance: its tests
 	}
 	for _, p := range listPackages(t) {
 		rel, ok := strings.CutPrefix(p.ImportPath, module+"/")
@@ -57,6 +58,8 @@ func TestImports(t *testing.T) {
 				switch {
 				case strings.HasPrefix(rel, "internal/") && own != rel && siblings[rel] != own:
 					t.Errorf(noInternal, rel, imp.path)
+				case rel == conformance && own != "smtptest":
+					t.Errorf("%s imports %s; of this module it may import smtptest alone", rel, imp.path)
 				case rel == "smtptest" && own != "internal/memnet":
 					t.Errorf("smtptest imports %s; of this module it may import internal/memnet alone", imp.path)
 				case strings.HasPrefix(rel, "examples/") && strings.HasPrefix(own, "internal/"):
@@ -66,6 +69,9 @@ func TestImports(t *testing.T) {
 			}
 			if strings.HasPrefix(imp.path, xNet+"/") && imp.path != xNetIDNA {
 				t.Errorf("%s imports %s; of x/net only idna is used", rel, imp.path)
+			}
+			if rel == conformance && !imp.test && within(imp.path, goMail) {
+				t.Errorf("%s imports %s outside of its tests", rel, imp.path)
 			}
 			for third, where := range thirdParties {
 				if within(imp.path, third) && !slices.ContainsFunc(where, func(w string) bool {
@@ -99,9 +105,9 @@ func TestRequirements(t *testing.T) {
 func TestExportedTypes(t *testing.T) {
 	exports := map[string]string{}
 	var targets []string
-	for _, p := range decodeAll(t, goCommand(t, "list", "-export", "-deps", "-json=ImportPath,Export,Name", ".", "./smtptest")) {
+	for _, p := range decodeAll(t, goCommand(t, "list", "-export", "-deps", "-json=ImportPath,Export,Name", ".", "./smtptest", "./"+conformance)) {
 		exports[p.ImportPath] = p.Export
-		if p.ImportPath == module || p.ImportPath == module+"/smtptest" {
+		if p.ImportPath == module || p.ImportPath == module+"/smtptest" || p.ImportPath == module+"/"+conformance {
 			targets = append(targets, p.ImportPath)
 		}
 	}

@@ -298,7 +298,7 @@ func (r *Relay) printableAddr() string {
 // validate adds the relay's faults to f and returns the session's view of it.
 func (r *Relay) validate(path string, f *faults) *session.Config {
 	s := &session.Config{
-		Dial: r.Dial, Username: r.Username, Password: r.Password, Timeouts: r.Timeouts.session(),
+		Dial: r.Dial, Username: r.Username, Password: r.Password, Timeouts: r.Timeouts.session(), Secrets: new(session.Secrets),
 	}
 	if strings.ContainsFunc(r.Name, isControl) || len(r.Name) > 255 {
 		f.add(path+".Name", "control characters, or more than 255 bytes")

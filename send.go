@@ -33,9 +33,10 @@ func (p *Pool) Send(ctx context.Context, msg *mail.Msg) (*Receipt, error) {
 // authenticate there, is the pool's configuration.
 //
 // As with net/smtp, from may be "" (the null sender), a refused recipient refuses the message for all of them, lone LFs become CRLF, and
-// errors.As finds the relay's refusal as a *textproto.Error. Unlike there, addresses are checked against RFC 5321's grammar before anything is sent, TLS is as
-// the relays say, a message is sent over another relay where one fails, and nothing is sent twice. It waits as long as it must: for a
-// limit use Deliver.
+// errors.As finds the relay's refusal as a *textproto.Error. Unlike there, addresses are checked against RFC 5321's grammar before anything is sent, TLS and the
+// name in EHLO are as configured, a message is sent over another relay where one fails, and nothing is sent twice: a recipient who is named twice gets
+// it once. A lone CR becomes CRLF too; an empty message, a NUL, a line of more than 998 bytes, and 8-bit text where no relay offers 8BITMIME are
+// refused. A 5xx that is not about the message (a greeting, say) is found as a 451. It waits as long as it must: for a limit use Deliver.
 func (p *Pool) SendMail(addr string, a smtp.Auth, from string, to []string, msg []byte) error {
 	if from == "" {
 		from = "<>"

@@ -12,6 +12,7 @@ import (
 	"hash"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -278,4 +279,22 @@ func TestIdleTimeoutInAuth(t *testing.T) {
 		c.expect("421 4.4.2")
 		c.eof()
 	}, smtptest.WithAuth("u", "p"), smtptest.WithIdleTimeout(time.Minute))
+}
+
+// TestAuthOptionForSeveralServers: one Option value is good for any number of servers, at
+// once (under the race detector).
+func TestAuthOptionForSeveralServers(t *testing.T) {
+	opt := smtptest.WithAuth("u", "p")
+	n := smtptest.NewNetwork()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			s := n.NewServer(fmt.Sprintf("relay-%d.test:25", i), opt)
+			defer s.Close()
+			if s.Username != "u" {
+				t.Errorf("user %q", s.Username)
+			}
+		})
+	}
+	wg.Wait()
 }

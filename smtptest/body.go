@@ -79,8 +79,10 @@ func (c *conn) readData() error {
 			c.transcript.note("body of " + strconv.FormatInt(pos, 10) + " bytes")
 			return nil
 		case at > 0:
-			seen, c.bodyBytes = at, at
-			if err := c.inBody(); err != nil {
+			seen, c.bodyBytes, c.ahead = at, at, int(at-pos)
+			err := c.inBody()
+			c.ahead = 0
+			if err != nil {
 				return err
 			}
 			continue
@@ -189,13 +191,17 @@ func (c *conn) inBody() error {
 // endOfData gives the final reply.
 func (c *conn) endOfData() error {
 	defer c.endTransaction()
-	if c.answered {
-		return nil
-	}
-	if c.buffered() > 0 && !c.pipelining() {
+	if c.buffered() > 0 && !c.pipelining() && !c.answered {
 		if err := c.early(); err != nil {
 			return err
 		}
+	}
+	if c.buffered() > 0 && c.s.cfg.lossy {
+		c.transcript.note("input behind the body is lost: " + strconv.Itoa(c.buffered()) + " bytes")
+		c.r = c.w
+	}
+	if c.answered {
+		return nil
 	}
 	m := c.message()
 	code, enhanced, text := c.judge()
@@ -274,7 +280,7 @@ func (c *conn) message() *Message {
 // they are read whatever the reply.
 func (c *conn) bdat(args string) error {
 	f := strings.Fields(args)
-	if !c.esmtp || !c.s.cfg.offers("CHUNKING") {
+	if !c.esmtp || !c.ext.offers("CHUNKING") {
 		c.reply(502, "5.5.1", "BDAT is not offered")
 		return nil
 	}

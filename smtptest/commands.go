@@ -265,7 +265,7 @@ func (c *conn) noteCommand(verb int, line []byte) {
 }
 
 // pipelining reports whether the client may send before it has its reply.
-func (c *conn) pipelining() bool { return c.esmtp && c.s.pipelining }
+func (c *conn) pipelining() bool { return c.esmtp && c.ext.pipelining }
 
 // early counts input that came too early, and refuses it where that is asked for.
 func (c *conn) early() error {
@@ -311,6 +311,7 @@ func (c *conn) hello(verb int, arg string) error {
 	arg = strings.TrimSpace(arg)
 	old := c.helo
 	c.helo = arg
+	c.ext = c.s.offered(c.nc != c.raw)
 	code, answered, err := c.at(stage)
 	switch {
 	case err != nil:
@@ -340,7 +341,10 @@ func (c *conn) hello(verb int, arg string) error {
 // extensions returns the EHLO keyword lines for the state of the connection.
 func (c *conn) extensions() []string {
 	cfg := c.s.cfg
-	lines := slices.Clone(cfg.extensions)
+	lines := slices.Clone(c.ext.lines)
+	if c.nc == c.raw { // RFC 8689 §2
+		lines = slices.DeleteFunc(lines, func(l string) bool { return keyword(l) == "REQUIRETLS" })
+	}
 	if cfg.tls == tlsStart && c.nc == c.raw && !slices.Contains(cfg.without, "STARTTLS") {
 		lines = append(lines, "STARTTLS")
 	}
@@ -391,6 +395,7 @@ func (c *conn) starttls(args []byte) error {
 	}
 	// RFC 3207 §4.2: all knowledge from before is forgotten.
 	c.session = session{transactions: c.transactions, secrets: c.secrets}
+	c.ext = c.s.offered(true)
 	return nil
 }
 
@@ -471,7 +476,7 @@ func (c *conn) known(keywords map[string]string, param string) bool {
 	if kw == "AUTH" {
 		return c.esmtp && c.authOffered()
 	}
-	return kw != "" && c.esmtp && c.s.cfg.offers(kw)
+	return kw != "" && c.esmtp && c.ext.offers(kw)
 }
 
 // checkMailParams returns the refusal that the parameters deserve, code 0 if none.
@@ -480,6 +485,9 @@ func (c *conn) checkMailParams(addr string, params []string) (code int, enhanced
 	for _, p := range params {
 		key, value, _ := strings.Cut(p, "=")
 		key = strings.ToUpper(key)
+		if key == "REQUIRETLS" && c.nc == c.raw && c.ext.requireTLS {
+			return 530, "5.7.0", "REQUIRETLS needs TLS"
+		}
 		if !c.known(mailKeywords, key) {
 			return 555, "5.5.4", "Unsupported parameter " + key
 		}
@@ -494,7 +502,7 @@ func (c *conn) checkMailParams(addr string, params []string) (code int, enhanced
 			}
 		case "BODY":
 			switch v := strings.ToUpper(value); {
-			case v == "7BIT", v == "8BITMIME", v == "BINARYMIME" && cfg.offers("BINARYMIME"):
+			case v == "7BIT", v == "8BITMIME", v == "BINARYMIME" && c.ext.offers("BINARYMIME"):
 			default:
 				return 555, "5.5.4", "Unsupported BODY"
 			}

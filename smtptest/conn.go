@@ -59,9 +59,18 @@ type conn struct {
 	stage    Stage
 	line     []byte // the last command, shortened
 
+	ext *extensions // what was offered in the last EHLO, or would be
+
 	// What a script has ordered for the reply under way.
-	drip time.Duration
-	then ending
+	drip     time.Duration
+	segments []int
+	pause    time.Duration
+	tail     string
+	corrupt  bool
+	then     ending
+
+	cut   *cut // what a script has ordered for the connection's end
+	ahead int  // within the body: bytes that the script has seen and that are still unread
 
 	session
 }
@@ -88,6 +97,7 @@ func newConn(s *Server, nc net.Conn, id int) *conn {
 		closing: make(chan struct{}),
 		ended:   make(chan struct{}),
 		stage:   Connect,
+		ext:     s.offered(false),
 	}
 	if !s.cfg.discard {
 		c.transcript = &transcript{conn: id, remote: nc.RemoteAddr().String(), start: time.Now()}
@@ -104,6 +114,9 @@ func (c *conn) serve() {
 		if c.flush() != nil {
 			err = errGone
 		}
+	}
+	if c.cut.over() {
+		err = c.cut.how
 	}
 	if c.s.inactive(c) {
 		err = errReset
@@ -273,6 +286,9 @@ func (c *conn) fill(w waiting, idle time.Duration) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
+	if c.cut.over() {
+		return errGone
+	}
 	if c.r > 0 {
 		c.w = copy(c.in[:], c.in[c.r:c.w])
 		c.r = 0
@@ -282,6 +298,7 @@ func (c *conn) fill(w waiting, idle time.Duration) error {
 	}
 	n, err := c.nc.Read(c.in[c.w:])
 	c.endWait()
+	n = c.cut.received(n)
 	c.w += n
 	if n > 0 {
 		if c.gate() {
@@ -308,8 +325,7 @@ func (c *conn) shutDown() error {
 	return errBye
 }
 
-// flush sends the replies that have gathered, a byte at a time where a script says
-// so.
+// flush sends the replies that have gathered, in pieces where a script says so.
 func (c *conn) flush() error {
 	if len(c.outbuf) == 0 {
 		return nil
@@ -329,10 +345,18 @@ func (c *conn) flush() error {
 		}
 		return nil
 	}
+	if at := c.segments; at != nil {
+		c.segments = nil
+		return c.writeSegments(b, at)
+	}
 	return c.write(b, forClientRead)
 }
 
 func (c *conn) write(b []byte, w waiting) error {
+	if c.cut.over() {
+		return errGone
+	}
+	b = b[:c.cut.sent(len(b))]
 	if c.nc == c.raw { // else gatedConn does it
 		if !c.s.beginWrite(c) {
 			return errGone
@@ -343,31 +367,16 @@ func (c *conn) write(b []byte, w waiting) error {
 		return errGone
 	}
 	defer c.endWait()
-	if _, err := c.nc.Write(b); err != nil {
+	if _, err := c.nc.Write(b); err != nil || c.cut.over() {
 		return errGone
 	}
 	return nil
 }
 
-// gatedConn is the transport under TLS: crypto/tls writes without asking, in the
-// handshake say, and a paused server must not.
-type gatedConn struct {
-	net.Conn
-	c *conn
-}
-
-func (g gatedConn) Write(b []byte) (int, error) {
-	if !g.c.s.beginWrite(g.c) {
-		return 0, net.ErrClosed
-	}
-	defer g.c.s.endWrite()
-	return g.Conn.Write(b)
-}
-
 // reply gathers a reply of the server's own. The enhanced code is left out where
 // it is not offered (RFC 2034 §3).
 func (c *conn) reply(code int, enhanced, text string) {
-	if enhanced != "" && c.s.enhanced {
+	if enhanced != "" && c.ext.enhanced {
 		text = enhanced + " " + text
 	}
 	c.replyText(code, text)
@@ -432,7 +441,7 @@ func (c *conn) carryOut(e *effect) (code int, answered bool, err error) {
 	if !c.gate() {
 		return 0, false, errGone
 	}
-	c.drip, c.then = e.drip, e.then
+	c.order(e)
 	switch e.act {
 	case actReply:
 		c.replyText(e.code, e.text)
@@ -453,6 +462,10 @@ func (c *conn) carryOut(e *effect) (code int, answered bool, err error) {
 		return 0, true, errReset
 	case actDropFIN:
 		return 0, true, errFIN
+	case actHangUp:
+		return 0, true, errBye
+	case actServerHello:
+		return 0, true, c.serverHello(e.text)
 	case actStall:
 		c.transcript.note("stalled by script")
 		c.stall()
@@ -467,11 +480,16 @@ func (c *conn) carryOut(e *effect) (code int, answered bool, err error) {
 
 // settle does what a script or a 421 has ordered for behind the reply.
 func (c *conn) settle() error {
-	if c.drip > 0 {
+	if c.tail != "" {
+		c.outbuf = append(c.outbuf, c.tail...)
+		c.transcript.note("raw bytes by script behind the reply: " + strconv.Quote(c.tail))
+		c.tail = ""
+	}
+	if c.drip > 0 || c.segments != nil || c.corrupt {
 		if err := c.flush(); err != nil {
 			return err
 		}
-		c.drip = 0
+		c.drip, c.segments, c.corrupt = 0, nil, false
 	}
 	then := c.then
 	c.then = goOn
@@ -519,6 +537,8 @@ func (c *conn) buffered() int { return c.w - c.r }
 
 // startTLS does the handshake.
 func (c *conn) startTLS() error {
+	before := c.cut
+	c.cut = nil // that of the handshake is one of its own
 	if _, answered, err := c.at(TLSHandshake); err != nil {
 		return err
 	} else if answered {
@@ -530,9 +550,15 @@ func (c *conn) startTLS() error {
 	if !c.wait(forHandshake, 0) {
 		return errFIN
 	}
-	t := tls.Server(gatedConn{c.raw, c}, c.s.tls)
+	g := &gatedConn{Conn: c.raw, c: c, cut: c.cut}
+	c.cut = before
+	t := tls.Server(g, c.s.tls)
 	err := t.Handshake()
 	c.endWait()
+	if g.cut.over() {
+		c.cut = g.cut
+	}
+	g.cut = nil
 	if err != nil {
 		c.s.count.tlsFailures.Add(1)
 		c.transcript.note("TLS handshake failed: " + err.Error())

@@ -3,6 +3,7 @@ package smtptest
 import (
 	"context"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/memnet"
@@ -15,10 +16,20 @@ import (
 //
 // Connections behave as TCP ones do: each direction buffers 1 MiB, a killed relay
 // resets its connections, dialling an address where nobody listens is refused.
-type Network struct{ net *memnet.Network }
+type Network struct {
+	net *memnet.Network
+
+	mu   sync.Mutex // protects the following fields
+	cuts map[string]wireCut
+}
+
+// wireCut is what CutAfter has ordered for an address.
+type wireCut struct{ up, down int64 }
 
 // NewNetwork returns a network without servers.
-func NewNetwork() *Network { return &Network{net: memnet.New()} }
+func NewNetwork() *Network {
+	return &Network{net: memnet.New(), cuts: make(map[string]wireCut)}
+}
 
 // NewServer starts a relay at addr, "relay-a.test:587" say. It panics if the
 // address is taken. Close it when done.
@@ -30,7 +41,43 @@ func (n *Network) NewServer(addr string, opts ...Option) *Server {
 // nobody listens the error wraps syscall.ECONNREFUSED. It has the type of
 // net.Dialer's method of the same name.
 func (n *Network) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
-	return n.net.DialContext(ctx, network, addr)
+	nc, err := n.net.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	cut, ok := n.cuts[addr]
+	n.mu.Unlock()
+	if c, isConn := nc.(*memnet.Conn); ok && isConn {
+		if cut.up >= 0 {
+			c.CutWriteAfter(cut.up)
+		}
+		if cut.down >= 0 {
+			c.CutReadAfter(cut.down)
+		}
+	}
+	return nc, nil
+}
+
+// CutAfter cuts each connection that is dialled to addr from now on, for both ends, as
+// soon as exactly up bytes have gone from the client to the server, or down bytes
+// back, counted on the wire: TLS handshakes and records as they are. What went before
+// can be read; then both ends find a reset. A negative number is no bound, two of
+// them take the order back. Rule.CutReceived and Rule.CutSent count the bytes of SMTP
+// instead.
+//
+//	for n := range int64(2000) {
+//		network.CutAfter(relay.Addr, n, -1)
+//		… // send, and see that nothing is lost or sent twice
+//	}
+func (n *Network) CutAfter(addr string, up, down int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if up < 0 && down < 0 {
+		delete(n.cuts, addr)
+		return
+	}
+	n.cuts[addr] = wireCut{up, down}
 }
 
 // Blackhole makes dials to addr hang until their context ends, or lets them

@@ -23,19 +23,22 @@ type config struct {
 	scram      scramConfig
 	requireTLS bool
 
-	extensions []string // in place of defaultExtensions when not nil
-	without    []string
-	noEHLO     bool
+	extensions    []string // in place of defaultExtensions when not nil
+	extensionsTLS []string // in place of extensions under TLS when not nil
+	without       []string
+	noEHLO        bool
 
 	banner, hostname string
 
 	maxConns, maxMessages, maxRecipients int
+	limits                               string // the LIMITS line
 	maxSize                              int64
 	maxSizeSet                           bool
 	maxLine                              int
 	idle                                 time.Duration
 	idleSilent                           bool
 	strict                               bool
+	lossy                                bool
 	discard                              bool
 	logf                                 func(string, ...any)
 }
@@ -67,38 +70,14 @@ func newConfig(opts []Option) *config {
 	if cfg.extensions == nil {
 		cfg.extensions = slices.Clone(defaultExtensions)
 	}
-	if cfg.maxSizeSet {
-		size := "SIZE"
-		if cfg.maxSize > 0 {
-			size += " " + strconv.FormatInt(cfg.maxSize, 10)
-		}
-		if i := slices.IndexFunc(cfg.extensions, func(l string) bool { return keyword(l) == "SIZE" }); i >= 0 {
-			cfg.extensions[i] = size
-		} else {
-			cfg.extensions = append(cfg.extensions, size)
-		}
-	}
-	cfg.extensions = slices.DeleteFunc(cfg.extensions, func(l string) bool { return slices.Contains(cfg.without, keyword(l)) })
 	if !cfg.maxSizeSet {
-		for _, l := range cfg.extensions {
+		for _, l := range cfg.lines(cfg.extensions) {
 			if n, ok := strings.CutPrefix(strings.ToUpper(l), "SIZE "); ok {
 				cfg.maxSize, _ = strconv.ParseInt(n, 10, 64)
 			}
 		}
 	}
 	return cfg
-}
-
-// keyword returns the EHLO keyword at the start of line, in capitals.
-func keyword(line string) string {
-	k, _, _ := strings.Cut(line, " ")
-	return strings.ToUpper(k)
-}
-
-// offers reports whether the keyword is among the extensions (not STARTTLS and
-// AUTH, which depend on the state of the connection).
-func (cfg *config) offers(kw string) bool {
-	return !cfg.noEHLO && slices.ContainsFunc(cfg.extensions, func(l string) bool { return keyword(l) == kw })
 }
 
 // WithTLS offers STARTTLS, with a certificate of the server's own that is made at
@@ -164,10 +143,11 @@ func WithExpiredCertificate() Option {
 func WithAuth(username, pass string, mechanisms ...string) Option {
 	return func(cfg *config) {
 		cfg.users = append(cfg.users, user{username, pass})
-		if len(mechanisms) == 0 {
-			mechanisms = []string{"PLAIN", "LOGIN"}
+		names := mechanisms // an Option may be used for several servers at once
+		if len(names) == 0 {
+			names = []string{"PLAIN", "LOGIN"}
 		}
-		for _, m := range mechanisms {
+		for _, m := range names {
 			m = strings.ToUpper(m)
 			if authMechanisms[m] == nil {
 				panic("smtptest: WithAuth: unknown mechanism " + strconv.Quote(m))
@@ -198,8 +178,9 @@ func WithScramBadServerSignature() Option {
 // WithExtensions sets the EHLO keyword lines, "LIMITS RCPTMAX=10" say, in place of
 // the default: PIPELINING, SIZE 10485760, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES
 // and DSN. None are offered if none are given. STARTTLS and AUTH are always added
-// where TLS and AUTH are on. CHUNKING switches BDAT on. Without ENHANCEDSTATUSCODES
-// the server's own replies have no enhanced codes.
+// where TLS and AUTH are on. CHUNKING switches BDAT on. REQUIRETLS (RFC 8689) is
+// offered under TLS only. Without ENHANCEDSTATUSCODES the server's own replies have no
+// enhanced codes.
 func WithExtensions(keywords ...string) Option {
 	return func(cfg *config) { cfg.extensions = append([]string{}, keywords...) }
 }

@@ -103,6 +103,8 @@ const (
 	actDropFIN
 	actStall
 	actKill
+	actHangUp
+	actServerHello
 )
 
 type effect struct {
@@ -113,6 +115,12 @@ type effect struct {
 	text   string
 	then   ending
 	stored int8 // +1 stored, -1 not stored, 0 by the action
+
+	segments []int
+	pause    time.Duration
+	tail     string
+	corrupt  bool
+	cut      cut
 }
 
 // ending is how a connection ends.
@@ -236,7 +244,16 @@ func (r *Rule) Reply(code int, text string) *Rule {
 }
 
 // Raw sends exactly these bytes in place of the reply, and goes on. The server takes
-// the code at their start, if any, as with Reply.
+// the code at their start, if any, as with Reply. It is for replies that no server
+// should send, and that a client must survive:
+//
+//	"250\r\n"                            // a bare code, which is legal (RFC 5321 §4.2)
+//	"250-ok\r\n550 no\r\n"               // different codes in one reply
+//	"ok\r\n"                             // no code
+//	"250 \x00\r\n"                       // a NUL
+//	"250 gr\xfc\xdf dich\r\n"            // 8 bits that are no UTF-8
+//	"250 " + strings.Repeat("x", 1<<20)  // a line that is too long, and has no end
+//	strings.Repeat("250-x\r\n", 1000)    // too many lines, and no last one
 func (r *Rule) Raw(bytes string) *Rule {
 	code := 0
 	if len(bytes) >= 3 {

@@ -40,7 +40,7 @@ type Server struct {
 	leaf   *x509.Certificate
 	salt   []byte // of SCRAM
 
-	enhanced, pipelining bool // ENHANCEDSTATUSCODES, PIPELINING are offered
+	plain, secure atomic.Pointer[extensions] // what is offered without and with TLS
 
 	rules    atomic.Pointer[[]*Rule] // written with mu held
 	scripted atomic.Uint32           // bit n: there are rules for Stage n
@@ -104,7 +104,11 @@ func newServer(opts []Option, addr string, listen func(string) (net.Listener, er
 		passwords: make(map[string]string),
 		salted:    make(map[saltedKey][]byte),
 	}
-	s.enhanced, s.pipelining = s.cfg.offers("ENHANCEDSTATUSCODES"), s.cfg.offers("PIPELINING")
+	s.plain.Store(s.cfg.offer(s.cfg.extensions))
+	s.secure.Store(s.plain.Load())
+	if s.cfg.extensionsTLS != nil {
+		s.secure.Store(s.cfg.offer(s.cfg.extensionsTLS))
+	}
 	for i, u := range s.cfg.users {
 		if i == 0 {
 			s.Username, s.Password = u.name, u.pass

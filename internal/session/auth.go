@@ -62,8 +62,10 @@ func (c *Conn) authenticate(ctx context.Context, refused error) *End {
 
 // converse sends lines and answers challenges until the relay has decided.
 func (c *Conn) converse(auth smtp.Auth, scram bool, line string) *End {
-	first := false  // the server's first message, with its salt, was answered
-	signed := false // the server proved that it knows the password
+	next := scramBegin
+	if strings.Count(line, " ") > 1 { // the client's first message goes out with the command
+		next = scramChallenge
+	}
 	for range maxAuthSteps {
 		r, end := c.command(reply.StageAuth, c.cfg.Timeouts.Auth, line)
 		if end != nil {
@@ -72,7 +74,7 @@ func (c *Conn) converse(auth smtp.Auth, scram bool, line string) *End {
 		switch {
 		case r.Code == 334:
 		case r.Positive():
-			if scram && !signed { // RFC 5802 §5: the client must check the signature; go-mail takes a bare 235
+			if scram && next != scramDone { // RFC 5802 §5: the client must check the signature; go-mail takes a bare 235
 				return c.give(reply.FailAuth, errors.New("the relay accepted SCRAM without proving that it knows the password"))
 			}
 			if _, err := auth.Next(nil, false); err != nil {
@@ -90,8 +92,7 @@ func (c *Conn) converse(auth smtp.Auth, scram bool, line string) *End {
 			return c.give(reply.FailMalformed, errors.New("the relay's challenge is not base64"))
 		}
 		if scram {
-			err = checkSCRAM(challenge, first)
-			first = first || bytes.HasPrefix(challenge, []byte("r="))
+			next, err = checkSCRAM(challenge, next)
 		}
 		var response []byte
 		if err == nil {
@@ -101,9 +102,6 @@ func (c *Conn) converse(auth smtp.Auth, scram bool, line string) *End {
 			_, _ = c.command(reply.StageAuth, c.cfg.Timeouts.Quit, "*") // RFC 4954 §4: cancels the exchange
 			c.stage = reply.StageAuth
 			return c.give(reply.FailAuth, c.redact(err))
-		}
-		if scram && bytes.HasPrefix(challenge, []byte("v=")) {
-			signed = true
 		}
 		c.keepSecret(response)
 		line = base64.StdEncoding.EncodeToString(response)
@@ -119,13 +117,33 @@ func encodeSASL(b []byte) string {
 	return base64.StdEncoding.EncodeToString(b)
 }
 
-func checkSCRAM(challenge []byte, first bool) error {
-	if bytes.HasPrefix(challenge, []byte("v=")) && !first { // go-mail would check it against a key that anybody knows
-		return errors.New("the relay's SCRAM signature came before its challenge")
+// scramStep is the server's message that comes next in a SCRAM exchange.
+type scramStep uint8
+
+const (
+	scramBegin     scramStep = iota // nothing: the client speaks first
+	scramChallenge                  // nonce, salt and iterations
+	scramSignature                  // the proof that the server knows the password
+	scramDone
+)
+
+// checkSCRAM holds a server to the order of RFC 5802 §5, each message once, and to bounds. go-mail doesn't look at the order: asked to begin
+// anew it forgets the challenge, and then checks the signature against a key that anybody knows.
+func checkSCRAM(challenge []byte, step scramStep) (next scramStep, err error) {
+	switch {
+	case step == scramBegin && len(challenge) == 0:
+		return scramChallenge, nil
+	case step == scramChallenge && bytes.HasPrefix(challenge, []byte("r=")):
+		return scramSignature, checkIterations(challenge)
+	case step == scramSignature && bytes.HasPrefix(challenge, []byte("v=")):
+		return scramDone, nil // once the mechanism has checked it
+	case step == scramSignature && bytes.HasPrefix(challenge, []byte("e=")):
+		return step, errors.New("the relay ended SCRAM with an error")
 	}
-	if !bytes.HasPrefix(challenge, []byte("r=")) {
-		return nil
-	}
+	return step, errors.New("the relay's SCRAM messages are out of order")
+}
+
+func checkIterations(challenge []byte) error {
 	for _, f := range bytes.Split(challenge, []byte(",")) {
 		if n, ok := bytes.CutPrefix(f, []byte("i=")); ok {
 			i, err := strconv.Atoi(string(n))
@@ -211,7 +229,7 @@ func (c *Conn) redact(err error) error {
 
 func (c *Conn) redactText(s string) string {
 	for _, secret := range c.secrets {
-		s = strings.ReplaceAll(s, secret, "[redacted]")
+		s = strings.ReplaceAll(s, secret, redacted)
 	}
 	return s
 }

@@ -204,7 +204,7 @@ func (t *transaction) early() *End {
 		return nil
 	}
 	c.begin(reply.StageBody, salvageTime)
-	r, err := c.rd.Read()
+	r, err := c.read()
 	if err != nil {
 		return c.fail(err)
 	}
@@ -264,7 +264,7 @@ func (t *transaction) finalReply(r reply.Reply) *End {
 			break
 		}
 		c.setDeadline(time.Now().Add(salvageTime))
-		if after, err := c.rd.Read(); err == nil && after.Positive() {
+		if after, err := c.read(); err == nil && after.Positive() {
 			r = after
 		}
 	}

@@ -132,6 +132,9 @@ func (c *Conn) greet(ctx context.Context, refused error, t *Timings) *End {
 	if c.hasCredentials() {
 		t.Auth = time.Since(begun)
 	}
+	if c.cfg.Auth != nil && c.cfg.Secrets != nil && len(c.secrets) > 0 {
+		c.cfg.tell(c.secrets)
+	}
 	c.mechs, c.secrets = nil, nil // not needed again
 	return end
 }
@@ -210,7 +213,7 @@ func (c *Conn) command(stage reply.Stage, timeout time.Duration, line string) (r
 func (c *Conn) salvage(werr error) (reply.Reply, *End) {
 	if c.stopCause() == nil {
 		c.setDeadline(time.Now().Add(salvageTime))
-		if r, err := c.rd.Read(); err == nil {
+		if r, err := c.read(); err == nil {
 			return r, nil
 		}
 	}
@@ -288,7 +291,7 @@ func parseExtensions(text string, ignore []string) (x Extensions, auth []string)
 		var line string
 		line, text, more = strings.Cut(text, "\n")
 		keyword, rest, _ := strings.Cut(strings.TrimRight(line, " \t"), " ")
-		keyword = strings.ToUpper(keyword)
+		keyword = upper(keyword)
 		if strings.HasPrefix(keyword, "AUTH=") { // the form of old Exchange and Netscape servers
 			keyword, rest = "AUTH", line[len("AUTH="):]
 		}
@@ -314,13 +317,13 @@ func parseExtensions(text string, ignore []string) (x Extensions, auth []string)
 			x.HasSize = true
 			x.Size = number(rest)
 		case "AUTH":
-			for _, m := range strings.Fields(strings.ToUpper(rest)) {
+			for _, m := range strings.Fields(upper(rest)) {
 				if !contains(auth, m) && len(auth) < 32 {
 					auth = append(auth, m)
 				}
 			}
 		case "LIMITS":
-			for _, f := range strings.Fields(strings.ToUpper(rest)) {
+			for _, f := range strings.Fields(upper(rest)) {
 				name, value, _ := strings.Cut(f, "=")
 				switch name {
 				case "RCPTMAX":
@@ -384,6 +387,18 @@ func number(s string) int64 {
 		n = n*10 + int64(s[i]-'0')
 	}
 	return n
+}
+
+// upper is s with ASCII's letters in upper case, and no others: strings.ToUpper makes keywords out of letters that only look like them (U+017F
+// becomes S, U+0131 becomes I).
+func upper(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c >= 'a' && c <= 'z' {
+			b[i] = c - ('a' - 'A')
+		}
+	}
+	return string(b)
 }
 
 func contains(list []string, s string) bool {

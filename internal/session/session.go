@@ -70,6 +70,8 @@ type Config struct {
 
 	Ignore   []string // EHLO keywords that are treated as not offered, upper case
 	Timeouts Timeouts
+
+	Secrets *Secrets // what the relay was told in AUTH; nil: it is not looked for in later replies
 }
 
 // End says where and how a dial or a transaction ended.
@@ -126,7 +128,8 @@ type Conn struct {
 
 	mu        sync.Mutex // guards the following fields, and orders SetDeadline against the end of the context; never held across I/O
 	committed bool
-	stopped   error // why the operation in progress must end
+	stopped   error     // why the operation in progress must end
+	deadline  time.Time // the last that was set, but for a past one that ends an uncommitted operation
 	closed    bool
 }
 
@@ -217,10 +220,11 @@ func (c *Conn) interrupt(cause error) {
 		return
 	}
 	c.stopped = cause
-	if c.committed {
-		_ = c.raw.SetDeadline(time.Now().Add(c.cfg.Timeouts.Grace))
-	} else {
+	if !c.committed {
 		_ = c.raw.SetDeadline(aLongTimeAgo)
+	} else if t := time.Now().Add(c.cfg.Timeouts.Grace); c.deadline.IsZero() || t.Before(c.deadline) { // the grace bounds the stage, and never prolongs it
+		c.deadline = t
+		_ = c.raw.SetDeadline(t)
 	}
 }
 
@@ -233,7 +237,8 @@ func (c *Conn) commit() {
 	}
 	c.committed = true
 	if c.stopped != nil { // interrupt saw an uncommitted message and set a past deadline
-		_ = c.raw.SetDeadline(time.Now().Add(c.cfg.Timeouts.Grace))
+		c.deadline = time.Now().Add(c.cfg.Timeouts.Grace)
+		_ = c.raw.SetDeadline(c.deadline)
 	}
 }
 
@@ -268,11 +273,13 @@ func (c *Conn) begin(stage reply.Stage, timeout time.Duration) {
 	c.setDeadline(deadline)
 }
 
-// setDeadline sets a deadline unless the operation was told to stop: then its deadline is in place.
+// setDeadline sets a deadline unless the operation was told to stop: then its deadline is in place, and behind the commit point only an
+// earlier one takes it.
 func (c *Conn) setDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped == nil {
+	if c.stopped == nil || c.committed && !t.IsZero() && t.Before(c.deadline) {
+		c.deadline = t
 		_ = c.raw.SetDeadline(t)
 	}
 }
@@ -299,7 +306,7 @@ func (c *Conn) expect(stage reply.Stage, timeout time.Duration) (reply.Reply, *E
 	case !c.armed || stage != c.stage:
 		c.begin(stage, timeout)
 	}
-	r, err := c.rd.Read()
+	r, err := c.read()
 	if err != nil {
 		return reply.Reply{}, c.fail(err)
 	}
@@ -312,8 +319,8 @@ func (c *Conn) fail(err error) *End {
 	c.broken = true
 	e := &End{Stage: c.stage, Failure: classify(err), Err: err}
 	var malformed *reply.MalformedError
-	if c.stage == reply.StageAuth && errors.As(err, &malformed) { // its excerpt may repeat what we sent
-		e.Err = &reply.MalformedError{Reason: malformed.Reason}
+	if errors.As(err, &malformed) {
+		e.Err = c.cleaned(malformed)
 	}
 	if cause := c.stopCause(); cause != nil {
 		e.Err = cause
@@ -347,6 +354,16 @@ func (c *Conn) longWait(had time.Duration) bool {
 func (c *Conn) give(f reply.Failure, err error) *End {
 	c.broken = true
 	return &End{Stage: c.stage, Failure: f, Err: err}
+}
+
+// unasked ends an operation before a command of stage, because something that nobody asked for lies in the buffer. A 421 may come
+// at any time (RFC 5321 §3.8), and is as good as an answer to that command; anything else is out of step.
+func (c *Conn) unasked(stage reply.Stage) *End {
+	c.begin(stage, salvageTime) // it may not be there whole
+	if r, err := c.read(); err == nil && r.Code == 421 {
+		return c.refused(r)
+	}
+	return c.give(reply.FailOutOfStep, errUnasked)
 }
 
 func classify(err error) reply.Failure {

@@ -449,6 +449,30 @@ func TestGrace(t *testing.T) {
 	})
 }
 
+// The grace doesn't prolong a stage whose own time is over before, whenever the context
+// ends.
+func TestGraceWithinFinalTimeout(t *testing.T) {
+	for _, ends := range []time.Duration{time.Second, 1900 * time.Millisecond, 3 * time.Second} {
+		bubble(t, func(t *testing.T, n *smtptest.Network) {
+			s := n.NewServer(addr)
+			defer s.Close()
+			s.On(smtptest.EndOfData).Stall()
+			cfg := config(n)
+			cfg.Timeouts.Final = 2 * time.Second
+			c := dial(t, cfg)
+			defer c.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), ends)
+			defer cancel()
+			start := time.Now()
+			var res session.Result
+			c.Transact(ctx, transaction("x@example.com"), &res)
+			if took := time.Since(start); took != 2*time.Second || !res.Committed || res.End.Stage != reply.StageFinal {
+				t.Errorf("context of %v: took %v, %+v", ends, took, res)
+			}
+		})
+	}
+}
+
 // Nothing is begun that can't be finished: with too little time left the connection is cut before the dot.
 func TestCommitBy(t *testing.T) {
 	bubble(t, func(t *testing.T, n *smtptest.Network) {

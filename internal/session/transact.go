@@ -223,8 +223,7 @@ func (t *transaction) pipelined(last int) *End {
 			c.begin(stage, t.timeoutOf(stage))
 		} else {
 			if c.rd.Buffered() > 0 {
-				c.stage = stage
-				return c.give(reply.FailOutOfStep, errUnasked)
+				return c.unasked(stage)
 			}
 			most := maxGroupCommands
 			t.buf = t.buf[:0]
@@ -284,8 +283,7 @@ func (t *transaction) stepwise() *End {
 	}
 	for i := 0; i <= len(t.tx.To); i++ {
 		if c.rd.Buffered() > 0 {
-			c.stage = t.stageOf(i)
-			return c.give(reply.FailOutOfStep, errUnasked)
+			return c.unasked(t.stageOf(i))
 		}
 		t.buf = c.appendCommand(t.buf[:0], t.tx, i)
 		stage := t.stageOf(i)
@@ -306,8 +304,7 @@ func (t *transaction) stepwise() *End {
 // data sends DATA alone and reads its reply.
 func (t *transaction) data() *End {
 	if t.c.rd.Buffered() > 0 {
-		t.c.stage = reply.StageData
-		return t.c.give(reply.FailOutOfStep, errUnasked)
+		return t.c.unasked(reply.StageData)
 	}
 	t.buf = append(t.buf[:0], "DATA\r\n"...)
 	t.c.begin(reply.StageData, t.c.cfg.Timeouts.Data)
