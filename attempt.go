@@ -230,8 +230,11 @@ func (a *attempt) transact(ctx context.Context) {
 func (d *delivery) fillTransaction() {
 	m := &d.msg
 	*d.tx = session.Transaction{
-		From: m.from, To: d.to, Body: m.wire, Size: m.size, EightBit: m.eightBit, UTF8: m.utf8, DSN: m.dsn,
+		From: m.from, To: d.to, Body: m.body, Size: m.size, Dots: m.dots, EightBit: m.eightBit, UTF8: m.utf8, DSN: m.dsn,
 		RequireTLS: d.env.RequireTLS, All: d.env.RequireAll,
+	}
+	if m.file != nil {
+		d.tx.File = m.file
 	}
 }
 

@@ -20,7 +20,9 @@ type delivery struct {
 	pool    *Pool
 	env     *Envelope
 	msg     message
-	raw     []byte // as read from Envelope.Body
+	whole   bool // Envelope.Body was read to its end
+	owned   bool // msg.file is nobody else's
+	spool   spool
 	receipt *Receipt
 
 	rcpts   []recipient
@@ -94,6 +96,9 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 
 // free forgets everything that belongs to the caller, and gives d back.
 func (d *delivery) free() {
+	if d.owned {
+		d.msg.file.close()
+	}
 	clear(d.rcpts)
 	clear(d.to[:cap(d.to)]) // an earlier transaction may have had more
 	clear(d.res.Rcpts[:cap(d.res.Rcpts)])
@@ -261,11 +266,12 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	if all {
 		return r, nil
 	}
-	if d.env.Body.kind == bodyReader && d.raw == nil && errors.As(cause, new(*SourceError)) {
+	if d.env.Body.kind == bodyReader && !d.whole && errors.As(cause, new(*SourceError)) {
 		r.body = Body{kind: bodySpent}
 	}
-	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.raw != nil && wait > 0 {
-		r.body = Bytes(d.raw)
+	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.whole && wait > 0 {
+		kept := d.msg.content
+		r.body, d.owned = Body{kind: bodyKept, kept: &kept}, false // a file lives as long as the receipt, or what Retry makes of it
 	}
 	return r, &SendError{RetryAfter: wait, Receipt: r, cause: cause, throttled: d.throttled}
 }

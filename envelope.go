@@ -1,15 +1,10 @@
 package smtplb
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"math"
-	"os"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/smtplb/smtplb/internal/domain"
 	"github.com/smtplb/smtplb/internal/session"
@@ -66,6 +61,7 @@ const (
 	bodyReader
 	bodyMessage
 	bodySpent // a Reader of which a part was read
+	bodyKept  // what was read or rendered before: see content
 )
 
 // Body is where a message comes from: Bytes, File or Reader. It is read once, whole, in the goroutine of the caller, before any relay is tried, so that
@@ -80,6 +76,7 @@ type Body struct {
 	path string
 	r    io.Reader
 	msg  *mail.Msg
+	kept *content
 }
 
 // Bytes is a message in memory. It must not be changed before the send returns; it is not copied where its line ends are in order.
@@ -98,11 +95,19 @@ func NewEnvelope(msg *mail.Msg) (*Envelope, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := e.Body.read(context.Background(), 0)
+	in := newIntake(context.Background(), nil, e.LineEndings)
+	defer in.free()
+	in.raw = true // what becomes of its line ends may still be changed
+	if err := in.body(&e.Body); err != nil {
+		return nil, err
+	}
+	c, err := in.content()
 	if err != nil {
 		return nil, err
 	}
-	e.Body = Bytes(raw)
+	if e.Body = (Body{kind: bodyKept, kept: &c}); c.file == nil {
+		e.Body = Bytes(c.body)
+	}
 	return e, nil
 }
 
@@ -137,11 +142,9 @@ func bareAddress(s string) string {
 type message struct {
 	from       string // canonical, "" for the null sender
 	fromDomain string // A-label, "" for the null sender
-	wire       []byte // CRLF line ends, dot-stuffed, ends with CRLF
-	size       int64  // before dot-stuffing
-	eightBit   bool
-	utf8       bool
-	dsn        *session.DSN
+	content
+	utf8 bool // an address or a header needs SMTPUTF8
+	dsn  *session.DSN
 }
 
 // checkAddresses fills d's recipients from the envelope.
@@ -196,215 +199,4 @@ func addressReason(addr string, err error) string {
 		hint = `: it has more than one "@"`
 	}
 	return err.Error() + hint
-}
-
-// readBody reads the envelope's body whole and brings it into canonical form. Its error is an *EnvelopeError or a *SourceError.
-func (d *delivery) readBody(ctx context.Context, limit int64) error {
-	e := d.env
-	raw, err := e.Body.read(ctx, limit)
-	if err != nil {
-		return err
-	}
-	if len(raw) == 0 {
-		return &EnvelopeError{Field: "Body", Reason: "the message is empty"}
-	}
-	d.raw = raw
-	return d.msg.canonicalise(raw, e.LineEndings)
-}
-
-func (b *Body) read(ctx context.Context, limit int64) ([]byte, error) {
-	tooLarge := func() error {
-		return &EnvelopeError{Field: "Body", Reason: fmt.Sprintf("is larger than Config.MaxMessageSize, %d bytes", limit)}
-	}
-	var r io.Reader
-	switch b.kind {
-	case bodyNone:
-		return nil, &EnvelopeError{Field: "Body", Reason: "is missing"}
-	case bodySpent:
-		return nil, &EnvelopeError{Field: "Body", Reason: "its Reader failed half-way, and what is left of it is not the message: set a new Body"}
-	case bodyBytes:
-		if limit > 0 && int64(len(b.b)) > limit {
-			return nil, tooLarge()
-		}
-		return b.b, nil
-	case bodyFile:
-		f, err := os.Open(b.path)
-		if err != nil {
-			return nil, &SourceError{err}
-		}
-		defer f.Close()
-		r = f
-	case bodyReader:
-		if b.r == nil {
-			return nil, &EnvelopeError{Field: "Body", Reason: "its Reader is nil"}
-		}
-		r = b.r
-	case bodyMessage:
-		var buf bytes.Buffer
-		if _, err := b.msg.WriteTo(&limitedWriter{&buf, limit}); err != nil {
-			if errors.Is(err, errLimit) {
-				return nil, tooLarge()
-			}
-			return nil, &SourceError{err}
-		}
-		return buf.Bytes(), nil
-	}
-	if limit > 0 && limit < math.MaxInt64 {
-		r = io.LimitReader(r, limit+1)
-	}
-	all, err := io.ReadAll(contextReader{ctx, r})
-	if err != nil {
-		return nil, &SourceError{err}
-	}
-	if limit > 0 && int64(len(all)) > limit {
-		return nil, tooLarge()
-	}
-	return all, nil
-}
-
-var errLimit = errors.New("the message is too large")
-
-// limitedWriter refuses what exceeds a limit; 0 or less: none.
-type limitedWriter struct {
-	buf   *bytes.Buffer
-	limit int64
-}
-
-func (w *limitedWriter) Write(p []byte) (int, error) {
-	if w.limit > 0 && int64(w.buf.Len()+len(p)) > w.limit {
-		return 0, errLimit
-	}
-	return w.buf.Write(p)
-}
-
-// contextReader stops between reads when its context has ended.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
-}
-
-// maxLine is the longest line, without its CRLF (RFC 5321 §4.5.3.1.6).
-const maxLine = 998
-
-// canonicalise checks raw and sets m's wire form. raw itself is used where nothing has to change.
-func (m *message) canonicalise(raw []byte, ends LineEndings) error {
-	if ends > LineEndingsLenient {
-		return &EnvelopeError{Field: "LineEndings", Reason: fmt.Sprintf("%d is not a value of it", ends)}
-	}
-	if i := bytes.IndexByte(raw, 0); i >= 0 {
-		return bodyFault(raw, i, "has a NUL")
-	}
-	m.eightBit = !ascii(raw)
-	if m.eightBit {
-		m.utf8 = m.utf8 || headerNeedsUTF8(raw)
-	}
-	var out []byte // nil as long as raw is in order up to done
-	done, size := 0, int64(0)
-	lf := -1 // the next LF, or len(raw)
-	for start := 0; start < len(raw); {
-		// A line runs to the next LF; where lone CRs count as line ends, to the next of either.
-		if lf < start {
-			if lf = bytes.IndexByte(raw[start:], '\n'); lf < 0 {
-				lf = len(raw)
-			} else {
-				lf += start
-			}
-		}
-		stop, next := lf, lf
-		ending := 0 // bytes of the line end that stands there
-		if lf < len(raw) {
-			next, ending = lf+1, 1
-			if lf > start && raw[lf-1] == '\r' {
-				stop, ending = lf-1, 2
-			}
-		}
-		if cr := bytes.IndexByte(raw[start:stop], '\r'); cr >= 0 {
-			if ends != LineEndingsLenient {
-				return bodyFault(raw, start+cr, "has a CR without LF")
-			}
-			stop, next, ending = start+cr, start+cr+1, 1
-		}
-		if ending == 1 && ends == LineEndingsStrict {
-			return bodyFault(raw, stop, "has an LF without CR")
-		}
-		if stop-start > maxLine {
-			return bodyFault(raw, start, fmt.Sprintf("has a line of %d bytes; SMTP allows %d", stop-start, maxLine))
-		}
-		dot := stop > start && raw[start] == '.' // RFC 5321 §4.5.2
-		size += int64(stop-start) + 2
-		if dot || ending != 2 {
-			if out == nil {
-				out = make([]byte, 0, len(raw)+len(raw)/32+64)
-			}
-			out = append(out, raw[done:start]...)
-			if dot {
-				out = append(out, '.')
-			}
-			out = append(out, raw[start:stop]...)
-			out = append(out, '\r', '\n')
-			done = next
-		}
-		start = next
-	}
-	m.size = size
-	if out == nil {
-		m.wire = raw
-		return nil
-	}
-	m.wire = append(out, raw[done:]...)
-	return nil
-}
-
-func bodyFault(raw []byte, at int, what string) error {
-	line := bytes.Count(raw[:at], []byte{'\n'}) + 1
-	return &EnvelopeError{Field: "Body", Reason: fmt.Sprintf("%s (line %d, byte %d)", what, line, at)}
-}
-
-func ascii(b []byte) bool {
-	for len(b) >= 8 {
-		if (b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7])&0x80 != 0 {
-			return false
-		}
-		b = b[8:]
-	}
-	for _, c := range b {
-		if c >= 0x80 {
-			return false
-		}
-	}
-	return true
-}
-
-// headerNeedsUTF8 reports whether the header has UTF-8 text in it (RFC 6532), which only an SMTPUTF8 relay may be given. Other
-// 8-bit bytes there are as wrong for it as for any other relay, and have always been passed on.
-func headerNeedsUTF8(raw []byte) bool {
-	header := raw[:headerLength(raw)]
-	return !ascii(header) && utf8.Valid(header)
-}
-
-// headerLength is where the header ends: at a blank line, whatever its line end, or where a line is neither a field nor goes on with one.
-func headerLength(raw []byte) int {
-	for at := 0; at < len(raw); {
-		line := raw[at:]
-		next := len(raw)
-		if i := bytes.IndexAny(line, "\r\n"); i >= 0 {
-			line, next = line[:i], at+i+1
-			if raw[at+i] == '\r' && next < len(raw) && raw[next] == '\n' {
-				next++
-			}
-		}
-		folded := len(line) > 0 && (line[0] == ' ' || line[0] == '\t')
-		if !folded && bytes.IndexByte(line, ':') < 1 || folded && at == 0 {
-			return at
-		}
-		at = next
-	}
-	return len(raw)
 }

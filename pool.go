@@ -22,6 +22,10 @@ type Pool struct {
 
 	maxAttempts int
 	maxSize     int64
+	spillSize   int64
+	spillDir    string
+	spillFailed atomic.Bool   // and the log was told
+	renders     chan struct{} // one for each message of which whole attachments may be in memory, see intake.hold
 	logger      *slog.Logger
 	hooks       Hooks
 
@@ -42,6 +46,10 @@ func New(c Config) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{byName: make(map[string]*relay, len(c.Relays)), logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, maxAttempts: c.Retry.Attempts}
+	p.spillSize, p.spillDir, p.renders = c.SpillSize, c.SpillDir, make(chan struct{}, maxRenders)
+	if p.spillSize == 0 {
+		p.spillSize = defaultSpillSize
+	}
 	if p.maxSize == 0 {
 		p.maxSize = defaultMaxMessageSize
 	}

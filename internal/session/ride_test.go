@@ -184,6 +184,9 @@ func TestRideFaults(t *testing.T) {
 		{"first refused", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(554, "5.7.1 no") }, want{verdict.Failed, verdict.Invalid, [2]int{0, 0}, false, 0}},
 		{"first deferred", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(451, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
 		{"first answered with 421", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(421, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
+		{"first answered with 421, and the second's MAIL with 250", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 later\r\n")
+		}, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
 		{"first not answered", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Drop() }, want{verdict.Unknown, verdict.Invalid, [2]int{1, 0}, false, 0}},
 		{"first answered with 354", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(354, "go on") }, want{verdict.Unknown, verdict.Invalid, [2]int{0, 0}, false, 0}},
 		{"second MAIL refused", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0}},
