@@ -14,13 +14,14 @@ import (
 	"github.com/smtplb/smtplb/internal/verdict"
 )
 
-// attempt hands what is pending of d to the relay of d.turn: connection, transactions, verdicts, books. It ends the turn and permit whatever
+// attempt hands what is pending of d, which has waited since then, to the relay of d.turn: connection, transactions, verdicts, books. It ends the turn and permit whatever
 // happens, a panic in a hook or in the caller's Dial included.
-func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, waited time.Duration) {
+func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, since time.Time) {
 	t, a := &d.turn, &d.try
 	r := p.relays[t.Lane()]
 	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(t.Lane())}
-	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: time.Now(), Offered: d.pending, Timings: Timings{Wait: waited}}
+	now := time.Now()
+	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: now, Offered: d.pending, Timings: Timings{Wait: now.Sub(since)}}
 	d.tried.add(r.index)
 	r.counts.attempts.Add(1)
 	if t.Rides() {
@@ -33,7 +34,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 
 	var ended func(Attempt)
 	if h := p.hooks.AttemptStart; h != nil {
-		ended = h(ctx, AttemptInfo{EnvelopeID: d.env.ID, Relay: r.name, Number: a.number, Recipients: d.pending, Wait: waited})
+		ended = h(ctx, AttemptInfo{EnvelopeID: d.env.ID, Relay: r.name, Number: a.number, Recipients: d.pending, Wait: a.record.Timings.Wait})
 	}
 	a.cut = d.cut(a.record.Start)
 	a.run(ctx)

@@ -15,9 +15,11 @@ import (
 	"github.com/smtplb/smtplb/smtptest"
 )
 
-func count(h *house, open, most *atomic.Int32) func(ctx context.Context, network, addr string) (net.Conn, error) {
+// count counts the connections that dial opens, as long as they are open at this end. A relay may see one more for a moment: it hears of a hard close after
+// that.
+func count(dial func(ctx context.Context, network, addr string) (net.Conn, error), open, most *atomic.Int32) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		nc, err := h.net.DialContext(ctx, network, addr)
+		nc, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
@@ -74,7 +76,7 @@ func TestAuthPanics(t *testing.T) {
 		h.pool.Close()
 		s := h.net.NewServer("127.0.0.1:25", smtptest.WithAuth("u", "p"))
 		defer s.Close()
-		c := smtplb.Config{Dial: count(h, &open, &most), Relays: []smtplb.Relay{{Addr: "127.0.0.1:25", TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: 1},
+		c := smtplb.Config{Dial: count(h.net.DialContext, &open, &most), Relays: []smtplb.Relay{{Addr: "127.0.0.1:25", TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: 1},
 			Auth: func(ctx context.Context, _ smtplb.AuthRequest) (smtp.Auth, error) { panic("auth") }}}}
 		h.pool, _ = smtplb.New(c)
 		defer h.close()
@@ -130,7 +132,7 @@ func TestMaxWhileRetiring(t *testing.T) {
 		h := newHouse(t, 1, nil)
 		h.pool.Close()
 		h.relays[0].On(smtptest.Quit).Delay(500 * time.Millisecond)
-		c := smtplb.Config{Dial: count(h, &open, &most), Relays: []smtplb.Relay{{Name: "r0", Addr: h.relays[0].Addr, TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: 1, MaxIdleTime: time.Second}}}}
+		c := smtplb.Config{Dial: count(h.net.DialContext, &open, &most), Relays: []smtplb.Relay{{Name: "r0", Addr: h.relays[0].Addr, TLS: smtplb.TLSNone, Conns: smtplb.Conns{Max: 1, MaxIdleTime: time.Second}}}}
 		c.Hooks.AttemptStart = func(context.Context, smtplb.AttemptInfo) func(smtplb.Attempt) {
 			time.Sleep(time.Second) // or the scheduler, or a clock that jumps
 			return nil

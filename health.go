@@ -123,4 +123,7 @@ func (r *relay) outcome(blame verdict.Blame, f verdict.Fact) breaker.Outcome {
 }
 
 // cooling reports whether the relay asked for less mail a moment ago. It is then used only where nothing else is left.
-func (r *relay) cooling(now int64) bool { return r.cooledUntil.Load() > now }
+func (r *relay) cooling() bool {
+	until := r.cooledUntil.Load()
+	return until != 0 && until > time.Now().UnixNano()
+}

@@ -101,7 +101,7 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		if len(d.receipt.Attempts) > 0 {
 			p.failovers.Add(1)
 		}
-		p.attempt(ctx, d, permit, time.Since(waiting))
+		p.attempt(ctx, d, permit, waiting)
 	}
 	return nil
 }
@@ -190,7 +190,6 @@ func (d *delivery) choose() *tier {
 		}
 		return d.mask(p.tierOf(r))
 	}
-	now := time.Now().UnixNano()
 	for _, soft := range [...]bool{false, true} {
 		var chosen *tier
 		d.candidates = 0
@@ -198,7 +197,7 @@ func (d *delivery) choose() *tier {
 			t := &p.tiers[ti]
 			for i := t.first; i < t.first+t.n; i++ {
 				r := p.relays[i]
-				if !d.may(r) || !soft && (r.cooling(now) || r.apart.has(d.msg.fromDomain)) {
+				if !d.may(r) || !soft && (r.cooling() || r.apart.has(d.msg.fromDomain)) {
 					continue
 				}
 				d.candidates++

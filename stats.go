@@ -62,14 +62,13 @@ func (p *Pool) Stats() Stats {
 		Relays: make([]RelayStats, len(p.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
 		Sends: p.sends.Load(), Failovers: p.failovers.Load(),
 	}
-	now := time.Now().UnixNano()
 	for ti := range p.tiers {
 		t := &p.tiers[ti]
 		for _, r := range p.relays[t.first : t.first+t.n] {
 			b, c := r.breaker.Stats(), p.conns.Stats(r.index)
 			rs := RelayStats{
 				Name: r.name, Weight: r.weight, Tier: t.number,
-				State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(now),
+				State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(),
 				InFlight: c.Held, Idle: c.Idle, Waiting: c.Waiting,
 				Attempts: r.counts.attempts.Load(), Accepted: r.counts.accepted.Load(), Failed: r.counts.failed.Load(),
 				Unknown: r.counts.unknown.Load(), Away: r.counts.away.Load(), Faults: r.counts.faults.Load(), Redials: r.counts.redials.Load(), Rides: r.counts.rides.Load(),

@@ -184,7 +184,7 @@ func (t *transaction) write(b []byte, point int) (n int, err error) {
 		if n > point {
 			c.commit()
 		}
-		if err == nil || m == 0 || c.secured || !c.exact || !isTimeout(err) || c.shortened || c.stopCause() != nil {
+		if err == nil || m == 0 || c.secured || !c.exact || !isTimeout(err) || c.stopCause() != nil {
 			return n, err
 		}
 		c.begin(reply.StageBody, c.cfg.Timeouts.Body)

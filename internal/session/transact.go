@@ -170,7 +170,6 @@ type transaction struct {
 }
 
 func (t *transaction) run() *End {
-	t.clock = time.Now()
 	var end *End
 	x := &t.c.ext
 	chunks := t.tx.Chunks && x.Chunking && x.Pipelining && !t.riding
@@ -193,7 +192,10 @@ func (t *transaction) run() *End {
 	default:
 		end = t.body()
 	}
-	if d := time.Since(t.clock); t.res.Timings.Envelope == 0 {
+	if t.clock.IsZero() { // not a command was sent
+		return end
+	}
+	if d := max(time.Since(t.clock), 1); t.res.Timings.Envelope == 0 {
 		t.res.Timings.Envelope = d
 	} else if t.res.Timings.Body == 0 {
 		t.res.Timings.Body = d
@@ -201,6 +203,14 @@ func (t *transaction) run() *End {
 		t.res.Timings.Final = d
 	}
 	return end
+}
+
+// begin begins a stage of the envelope.
+func (t *transaction) begin(stage reply.Stage, timeout time.Duration) {
+	t.c.begin(stage, timeout)
+	if t.clock.IsZero() {
+		t.clock = t.c.start
+	}
 }
 
 // lap notes, in one of the Timings, how long the part took that is over now. The clock was read when the next part's stage began.
@@ -220,7 +230,7 @@ func (t *transaction) pipelined(last int) *End {
 		stage := t.stageOf(first)
 		if t.riding {
 			next = last + 1
-			c.begin(stage, t.timeoutOf(stage))
+			t.begin(stage, t.timeoutOf(stage))
 		} else {
 			if c.rd.Buffered() > 0 {
 				return c.unasked(stage)
@@ -239,7 +249,7 @@ func (t *transaction) pipelined(last int) *End {
 					break
 				}
 			}
-			c.begin(stage, t.timeoutOf(stage))
+			t.begin(stage, t.timeoutOf(stage))
 			if end := t.send(stage); end != nil {
 				return end
 			}
@@ -273,7 +283,7 @@ func (t *transaction) stepwise() *End {
 	c := t.c
 	if c.needReset {
 		t.buf = append(t.buf[:0], "RSET\r\n"...)
-		c.begin(reply.StageMail, c.cfg.Timeouts.Reset)
+		t.begin(reply.StageMail, c.cfg.Timeouts.Reset)
 		if end := t.send(reply.StageMail); end != nil {
 			return end
 		}
@@ -287,7 +297,7 @@ func (t *transaction) stepwise() *End {
 		}
 		t.buf = c.appendCommand(t.buf[:0], t.tx, i)
 		stage := t.stageOf(i)
-		c.begin(stage, t.timeoutOf(stage))
+		t.begin(stage, t.timeoutOf(stage))
 		if end := t.send(stage); end != nil {
 			return end
 		}
@@ -307,7 +317,7 @@ func (t *transaction) data() *End {
 		return t.c.unasked(reply.StageData)
 	}
 	t.buf = append(t.buf[:0], "DATA\r\n"...)
-	t.c.begin(reply.StageData, t.c.cfg.Timeouts.Data)
+	t.begin(reply.StageData, t.c.cfg.Timeouts.Data)
 	if end := t.send(reply.StageData); end != nil {
 		return end
 	}
