@@ -98,7 +98,6 @@ type setting struct {
 	buffer   int             // bytes that a connection holds; 0: the default
 	cert     smtptest.Option // A's certificate; nil: matrixCert
 	stranger bool            // matrixCert is all that we trust, whatever A has
-	config   func(*smtplb.Config)
 	a, b     []smtptest.Option
 }
 
@@ -156,9 +155,6 @@ func newScene(t *testing.T, set setting) *scene {
 	if !set.lone {
 		s.b = s.net.NewServer(addrB, append([]smtptest.Option{smtptest.WithStrictPipelining()}, set.b...)...)
 		c.Relays = append(c.Relays, smtplb.Relay{Name: "b", Addr: addrB, TLS: smtplb.TLSNone, Tier: 1})
-	}
-	if set.config != nil {
-		set.config(&c)
 	}
 	pool, err := smtplb.New(c)
 	if err != nil {

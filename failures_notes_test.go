@@ -245,6 +245,10 @@ var noteTable = []noteRow{
 		script: func(s *scene, _ cell) { s.on(smtptest.EndOfData).Times(1).Raw("421 closing\r\n").Unstored() },
 	},
 	{
+		stage: "final", what: "a 421, no end of the connection, and then the 2xx to the envelope behind the message", plain: "F + X", modes: "driver", told: "421",
+		script: func(s *scene, _ cell) { s.on(smtptest.EndOfData).Times(1).Raw("421 closing\r\n").Unstored() },
+	},
+	{
 		stage: "final", what: "500 to BDAT, which isn't used with this relay from then on", plain: "I . X", modes: "bdat", another: true, bodies: 1,
 		script: func(s *scene, _ cell) { s.on(smtptest.Data).Times(1).Reply(500, "What?") },
 	},
