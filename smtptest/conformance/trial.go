@@ -25,7 +25,7 @@ const (
 	shortPatience = 500 * time.Millisecond // for a relay that hangs
 	grace         = 8 * time.Second        // a sender may need as long after its context's end
 	endTimeout    = 3 * time.Second        // for connections and goroutines to end
-	idleFor       = 2 * time.Second        // what a sender that closes its connections has for that
+	idleFor       = 4 * time.Second        // what a sender that closes its connections has for that
 	maxTries      = 6
 )
 
@@ -149,16 +149,13 @@ func (t *trial) call(f func(context.Context) error) error {
 		done <- f(ctx)
 	})
 	defer t.release()
-	var err error
-	if within(t.relay.Patience+grace, func() bool {
+	const tick = 200 * time.Millisecond
+	for range (t.relay.Patience + grace) / tick { // counted, as in within
 		select {
-		case err = <-done:
-			return true
-		default:
-			return false
+		case err := <-done:
+			return err
+		case <-time.After(tick):
 		}
-	}) {
-		return err
 	}
 	t.failf("the sender had not returned %v after its context's end", grace)
 	t.gaveUp = true
@@ -207,7 +204,7 @@ func (t *trial) end() {
 // within waits until f returns true, for about d. What counts is how often it looks: on a
 // machine that is too busy to let the sender run, time passes more slowly.
 func within(d time.Duration, f func() bool) bool {
-	const look = 5 * time.Millisecond
+	const look = 20 * time.Millisecond
 	for range d / look {
 		if f() {
 			return true
