@@ -65,8 +65,8 @@ const (
 )
 
 // Body is where a message comes from: Bytes, File or Reader. It is read once, whole, in the goroutine of the caller, before any relay is tried, so that
-// every attempt sends the same bytes and a source that fails half-way is never mistaken for the end of the message. The
-// zero value is no message, which is an error.
+// every attempt sends the same bytes and a source that fails half-way is never mistaken for the end of the message. A message larger than Config.SpillSize is read into a temporary
+// file, unless it lies in memory as it is to be sent. The zero value is no message, which is an error.
 //
 // The header goes out as it is, Bcc fields included, as with net/smtp; that it has a From field, or is there at all, is not looked at. Lines may have 998 bytes (RFC 5322 §2.1.1); NUL is an error. A final line end is added where
 // there is none.
@@ -90,6 +90,10 @@ func Reader(r io.Reader) Body { return Body{kind: bodyReader, r: r} }
 
 // NewEnvelope renders a go-mail message, once, and takes the envelope from it: the sender is the message's EnvelopeFrom, else its From, and the recipients
 // are those of To, Cc and Bcc. What go-mail itself refused, such as an address with a typo, is not in msg: check the errors of its methods. msg isn't needed afterwards. go-mail itself fills in a missing Date and Message-ID in msg.
+//
+// A message larger than 1 MiB lies in a temporary file (in os.TempDir(), see Config.SpillDir) for as long as the envelope, or a Retry of it, can be reached; or in memory where no
+// file can be made. It can be delivered as often as is wanted. Attachments that are signed (S/MIME, DKIM), or not in base64, are in memory while they are rendered: unlike Send, NewEnvelope doesn't
+// bound how many at a time.
 func NewEnvelope(msg *mail.Msg) (*Envelope, error) {
 	e, err := addressed(msg)
 	if err != nil {

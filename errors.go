@@ -212,7 +212,7 @@ func (e *EnvelopeError) Is(target error) bool { return target == ErrPermanent }
 // Unwrap returns Err.
 func (e *EnvelopeError) Unwrap() error { return e.Err }
 
-// SourceError says that the caller's own source of the message (a Reader, a File, a go-mail message's attachment) failed. Nothing was sent
+// SourceError says that the caller's own source of the message (a Reader, a File, a go-mail message's attachment) failed, or the wait for leave to render it. Nothing was sent
 // to any relay; it matches ErrTemporary.
 type SourceError struct{ Err error }
 

@@ -208,8 +208,11 @@ func (in *intake) from(r io.Reader) error {
 func (in *intake) take(n int) error {
 	in.read += int64(n)
 	in.have += n
-	if in.have < len(in.buf) {
+	switch {
+	case in.have < len(in.buf):
 		return nil
+	case in.ctx.Err() != nil:
+		return context.Cause(in.ctx)
 	}
 	return in.scan(false)
 }
@@ -245,12 +248,6 @@ func (in *intake) Write(p []byte) (int, error) {
 		left = left[n:]
 		if in.err = in.take(n); in.err != nil {
 			return len(p) - len(left), in.err
-		}
-		if in.have == 0 || len(left) > 0 { // not for each of many small pieces
-			if in.ctx.Err() != nil {
-				in.err = context.Cause(in.ctx)
-				return len(p) - len(left), in.err
-			}
 		}
 	}
 	if in.lean {

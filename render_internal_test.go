@@ -335,3 +335,34 @@ func TestRenderSlots(t *testing.T) {
 		}
 	})
 }
+
+// An attachment that never ends, ends with the context.
+func TestRenderEndsWithContext(t *testing.T) {
+	p, err := New(Config{Relays: []Relay{{Addr: "unused.test:25", TLS: TLSNone}}, MaxMessageSize: -1, SpillDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	written := 0
+	m := addressedMail(t, func(m *mail.Msg) {
+		m.SetBodyString(mail.TypeTextPlain, "text")
+		m.AttachReadSeeker("a", strings.NewReader(""))
+		m.GetAttachments()[0].Writer = func(w io.Writer) (int64, error) {
+			for {
+				n, err := w.Write(make([]byte, 10<<10))
+				if written += n; err != nil {
+					return int64(written), err
+				}
+				if written > 3<<20 {
+					cancel()
+				}
+			}
+		}
+	})
+	r, err := p.Send(ctx, m)
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrTemporary) || r == nil || len(r.Attempts) != 0 || written > 4<<20 {
+		t.Errorf("%v after %d bytes: %v", r, written, err)
+	}
+}

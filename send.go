@@ -21,6 +21,9 @@ import (
 
 // Send renders a go-mail message once, and delivers it to its To, Cc and Bcc recipients. See Deliver for what is returned. Where a retry of
 // what was deferred is wanted, use NewEnvelope and Deliver. msg is not touched after Send has returned.
+//
+// Attachments are encoded piece by piece. Only where go-mail needs them whole (it signs the message, or they are not in base64) are they held in memory, about 2.5 times their size: two such
+// messages of a Pool are rendered at a time, and others wait for them.
 func (p *Pool) Send(ctx context.Context, msg *mail.Msg) (*Receipt, error) {
 	e, err := addressed(msg)
 	if err != nil {
