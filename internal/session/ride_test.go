@@ -288,6 +288,24 @@ func TestSomebodyElsesEnvelope(t *testing.T) {
 	})
 }
 
+// TestNoQuitBehindAnEnvelope: where a rider's envelope was sent, the relay may be waiting for a message, and would take a QUIT for one.
+func TestNoQuitBehindAnEnvelope(t *testing.T) {
+	bubble(t, func(t *testing.T, n *smtptest.Network) {
+		s := n.NewServer(addr)
+		defer s.Close()
+		c := dial(t, config(n))
+		all, _ := train(2, "hello\r\n")
+		if res := transact(t, c, all[0]); !accepted(res) || c.Rider() != all[1] || c.Alive() {
+			t.Fatalf("%+v, alive %v", res, c.Alive())
+		}
+		c.Quit(t.Context())
+		synctest.Wait()
+		if log := s.Transcript(); strings.Contains(log, "QUIT") || len(s.Messages()) != 1 {
+			t.Error(log)
+		}
+	})
+}
+
 // TestRideCancelled: the driver's context ends after the commit point. Its outcome stays open for the grace, and the connection is not used again.
 func TestRideCancelled(t *testing.T) {
 	bubble(t, func(t *testing.T, n *smtptest.Network) {
