@@ -339,7 +339,7 @@ func TestNewEnvelopeLineEndings(t *testing.T) {
 		t.Fatal(err)
 	}
 	runtime.ReadMemStats(&after)
-	if n := after.TotalAlloc - before.TotalAlloc; n > 3<<20 { // while it grew to a megabyte it lay in memory
+	if n := after.TotalAlloc - before.TotalAlloc; n > 3<<20 && !raceEnabled { // while it grew to a megabyte it lay in memory
 		t.Errorf("%d bytes were allocated", n)
 	}
 	for ends := range smtplb.LineEndingsLenient + 1 { // base64 is in order
@@ -420,7 +420,11 @@ func TestLargeMessageMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	raw := largeText(10 << 20)
+	size := 10 << 20
+	if raceEnabled { // sync.Pool forgets on purpose then: nothing is bounded
+		size = 2 << 20
+	}
+	raw := largeText(size)
 	name := filepath.Join(t.TempDir(), "m.eml")
 	if err := os.WriteFile(name, raw, 0o600); err != nil {
 		t.Fatal(err)
@@ -448,7 +452,7 @@ func TestLargeMessageMemory(t *testing.T) {
 		measure()
 		n := min(measure(), measure(), measure()) // the relay allocates too
 		t.Logf("%s: %d KB", source, n>>10)
-		if n > test.most {
+		if n > test.most && !raceEnabled {
 			t.Errorf("%s: %d bytes were allocated for a message of %d", source, n, len(raw))
 		}
 	}
