@@ -192,15 +192,16 @@ func (t *transaction) write(b []byte, point int) (n int, err error) {
 }
 
 // early looks for a reply that came before the terminator was written. Taking it for the final one would report an answer to a
-// message that the relay doesn't have. So it is looked for in our buffer, in crypto/tls's and in the kernel's.
+// message that the relay doesn't have. So it is looked for in our buffer, in crypto/tls's and in the kernel's, but for the last where it was emptied a moment ago, when
+// the answer to DATA was read: there is no more in it than would be in the next moment, after a look.
 func (t *transaction) early() *End {
 	c := t.c
-	patience := time.Duration(0)
+	patience, look := time.Duration(0), !c.drained
 	if t.begun {
-		patience = time.Millisecond
+		patience, look = time.Millisecond, true
 	}
 	t.begun = true
-	if c.rd.Buffered() == 0 && c.npre == 0 && c.probe(patience) {
+	if c.rd.Buffered() == 0 && c.npre == 0 && (!look || c.probe(patience)) {
 		return nil
 	}
 	c.begin(reply.StageBody, salvageTime)

@@ -113,6 +113,7 @@ type Conn struct {
 	pre       [1]byte // a byte that a probe had to take off nc
 	npre      int
 	heard     bool // bytes were received since the transaction began
+	drained   bool // since then the socket was read, and had no more than that
 
 	stage     reply.Stage
 	start     time.Time     // of the stage
@@ -291,6 +292,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return 1, nil
 	}
 	n, err := c.nc.Read(p)
+	c.drained = n < len(p) && !c.secured
 	if n > 0 {
 		c.heard = true
 		return n, nil // an error comes again

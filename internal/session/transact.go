@@ -95,7 +95,7 @@ func (c *Conn) Transact(ctx context.Context, tx *Transaction, res *Result) {
 		c.rbuf = borrowReadBuffer()
 		c.rd.Reset(c, c.rbuf[:])
 	}
-	c.heard = c.rd.Buffered() > 0
+	c.heard, c.drained = c.rd.Buffered() > 0, false
 	wbuf := writeBuffers.Get().(*[]byte)
 	t.buf = (*wbuf)[:0]
 	if end := t.run(); end != nil {
