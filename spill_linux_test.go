@@ -119,8 +119,7 @@ func TestSpillFile(t *testing.T) {
 		if n := len(spilledInto(t, dir)); n != kept {
 			t.Errorf("%s: %d files are kept by the receipt", way, n)
 		}
-		again := r.Retry(e)
-		e, r, err = nil, nil, nil
+		again := r.Retry(e) // the last use of e and r
 		for range 5 {
 			runtime.GC()
 		}
@@ -130,7 +129,6 @@ func TestSpillFile(t *testing.T) {
 		if n := len(spilledInto(t, dir)); n != kept {
 			t.Errorf("%s: %d files are kept by the retry", way, n)
 		}
-		again = nil
 		h.relays[0].On(smtptest.EndOfData).Times(1).Reply(554, "5.6.0 no") // failed for good: no retry
 		if _, _, err := send(); !errors.Is(err, smtplb.ErrPermanent) {
 			t.Errorf("%s: %v", way, err)

@@ -289,7 +289,7 @@ func TestRetryOfSpilled(t *testing.T) {
 				if r, err = h.pool.Deliver(t.Context(), again); !errors.Is(err, smtplb.ErrTemporary) { // a retry can be retried
 					t.Fatal(err)
 				}
-				again, e, r = r.Retry(again), nil, nil
+				again = r.Retry(again)
 				runtime.GC() // the file is the retry's now
 				var wg sync.WaitGroup
 				for range 4 {

@@ -348,7 +348,7 @@ func (m *model) pass(d time.Duration) {
 	end := time.Now().Add(d)
 	for next := m.patienceEnds(end); !next.IsZero(); next = m.patienceEnds(end) {
 		m.sleep(time.Until(next) - 1)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		m.endPatience()
 		m.sleep(0)
