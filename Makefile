@@ -32,7 +32,7 @@ FUZZ = \
 	internal/session:FuzzEHLO \
 	internal/domain:FuzzParseAddress internal/domain:FuzzToASCII .:FuzzEnvelope \
 	.:FuzzParseRelay \
-	.:FuzzBody .:FuzzSendMail \
+	.:FuzzBody .:FuzzSendMail .:FuzzScanner .:FuzzSpill \
 	internal/verdict:FuzzJudge \
 	smtptest:FuzzBody smtptest:FuzzServer
 
