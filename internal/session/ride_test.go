@@ -210,6 +210,10 @@ func TestRideFaults(t *testing.T) {
 		{"a reply too many after the first", func(s *smtptest.Server) {
 			s.On(smtptest.EndOfData).Nth(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n")
 		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		{"a reply too many after the first, and the second's recipient refused", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n")
+			s.On(smtptest.Rcpt).Nth(2).Reply(550, "5.1.1 no")
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, n *smtptest.Network) {

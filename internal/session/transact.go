@@ -499,6 +499,8 @@ func (t *transaction) dataReply(r reply.Reply) *End {
 		return c.give(reply.FailOutOfStep, fmt.Errorf("DATA answered with %v", r))
 	case r.Code == 421:
 		c.broken = true
+	case c.rd.Buffered() > 0: // a stray reply has shifted those behind it: this may be what was said of a recipient
+		return c.give(reply.FailOutOfStep, fmt.Errorf("something came behind the answer to DATA, %v", r))
 	}
 	c.needReset = true
 	return &End{Stage: reply.StageData, Reply: r}
