@@ -3,20 +3,22 @@ package smtplb
 import (
 	"context"
 	"iter"
+	"slices"
 	"sync"
 )
 
 // Bulk says how DeliverAll goes about it. The zero value is a good choice.
 type Bulk struct {
 	// InFlight is how many envelopes are under way at a time, the finished ones that were not handed out yet included. Default: four times as many as the relays may
-	// have connections (an unlimited relay counts 10), so that on each a message waits to be next while others come and go; 1,000 at the most.
+	// have connections (an unlimited relay counts 10), so that on each a message waits to be next while others come and go; 1,000 at the most. More than 10,000
+	// count as 10,000, negative ones as the default.
 	InFlight int
 	// Ordered hands out the results in the order of the envelopes. One slow message then holds up the others' results, and once InFlight of
 	// them are waiting, the sending. Default: as they come.
 	Ordered bool
-	// Abandoned is given the results of what was in flight when the loop over the results was left early: they are real, and nothing else tells of them (but
-	// Hooks.Done). It is called in the goroutine of the loop, before that goes on. nil: they are dropped, which is all right only for callers
-	// who end anyway.
+	// Abandoned is given the results of what was in flight when the loop over the results was left early, and the one that Progress panicked at: they are
+	// real, and nothing else tells of them (but Hooks.Done). It is called in the goroutine of the loop, before that goes on. nil: they are dropped, which is
+	// all right only for callers who end anyway.
 	Abandoned func(Result)
 	// Progress is called in the goroutine of the loop before each result is handed out, or abandoned. nil: nobody is told.
 	Progress func(Progress)
@@ -26,9 +28,9 @@ type Bulk struct {
 
 // Result is what became of one envelope: what Deliver returned.
 type Result struct {
-	Envelope *Envelope
-	Receipt  *Receipt
-	Err      error
+	Envelope *Envelope // as it came from the sequence
+	Receipt  *Receipt  // nil where Err is an *EnvelopeError: the envelope can't be sent, and nothing was
+	Err      error     // nil if, and only if, a relay accepted the message for every recipient
 }
 
 // Progress is how far a DeliverAll has come.
@@ -40,8 +42,8 @@ type Progress struct {
 	Accepted, Failed, Deferred, Unknown int // recipients of the finished ones
 }
 
-// maxBulk is the most that DeliverAll has in flight by itself.
-const maxBulk = 1000
+// maxBulk is the most that DeliverAll has in flight by itself, maxInFlight what it can be told to.
+const maxBulk, maxInFlight = 1000, 10_000
 
 // DeliverAll delivers a sequence of envelopes, many at a time, and hands out what became of each: exactly one Result for each envelope that it took from seq, with what Deliver
 // would have returned.
@@ -50,14 +52,21 @@ const maxBulk = 1000
 //		if result.Err != nil { … }
 //	}
 //
-// Both seq and the body of the loop run in the caller's goroutine, in turn: seq needs no lock, and should not wait long for its next envelope, as results are not handed
-// out meanwhile. No more is taken from seq than is in flight, and none after ctx has ended: whoever breaks off knows that what has no Result was not sent.
+// Both seq and the body of the loop run in the caller's goroutine, in turn: seq needs no lock, and should not wait long for its next envelope, as neither are results handed
+// out nor is the end of ctx noticed meanwhile. No more is taken from seq than is in flight, and none is asked for once ctx has ended: whoever breaks off knows
+// that what has no Result was not sent. A closed pool goes on, and defers whatever comes.
+//
+// Yield a new Envelope each time, and let its message alone until its Result is handed out: bytes that are filled with the next recipient's text while they are being
+// sent make one recipient get another's mail. (The Envelope itself, and its To, are copied.)
 //
 // When the loop is left early, by break, return or a panic, what is in flight is finished (to hurry that, end ctx first) and handed to Bulk.Abandoned. No goroutine is left behind.
 //
 // Where a Hook or a Dial function of the caller's panics, the panic comes out of the loop, as it would come out of Deliver.
 func (p *Pool) DeliverAll(ctx context.Context, seq iter.Seq[*Envelope], opts Bulk) iter.Seq[Result] {
 	return func(yield func(Result) bool) {
+		if ctx.Err() != nil {
+			return
+		}
 		b := bulk{pool: p, ctx: ctx, opts: opts, limit: p.bulkLimit(opts.InFlight)}
 		b.jobs, b.done = make(chan bulkJob, b.limit), make(chan bulkJob, b.limit)
 		defer b.abandon()
@@ -81,8 +90,12 @@ func (p *Pool) DeliverAll(ctx context.Context, seq iter.Seq[*Envelope], opts Bul
 }
 
 func (p *Pool) bulkLimit(n int) int {
-	if n > 0 || p == nil {
-		return max(n, 1)
+	if n > 0 {
+		return min(n, maxInFlight)
+	}
+	n = 0
+	if p == nil {
+		return 1
 	}
 	for _, r := range p.relays {
 		if r.limit == 0 {
@@ -108,11 +121,13 @@ type bulk struct {
 	ready       []bulkJob
 	early       map[int]bulkJob // Ordered: came back before their turn
 	progress    Progress
+	inHand      *Result // taken from ready, and not handed out yet
 }
 
 // bulkJob is an envelope on its way through a worker and back.
 type bulkJob struct {
 	number   int
+	envelope *Envelope // a copy: the caller may use the one that was yielded again
 	result   Result
 	panicked any
 	ended    bool // the worker returned from Deliver, rather than panicked or ended its goroutine
@@ -124,7 +139,13 @@ func (b *bulk) start(e *Envelope) {
 		b.workers++
 		b.running.Go(b.work)
 	}
-	b.jobs <- bulkJob{number: b.pulled, result: Result{Envelope: e}}
+	job := bulkJob{number: b.pulled, result: Result{Envelope: e}}
+	if e != nil {
+		c := *e
+		c.To = slices.Clone(e.To)
+		job.envelope = &c
+	}
+	b.jobs <- job
 	b.pulled++
 }
 
@@ -145,7 +166,7 @@ func (b *bulk) deliver(job bulkJob) {
 		}
 		b.done <- job
 	}()
-	job.result.Receipt, job.result.Err = b.pool.Deliver(b.ctx, job.result.Envelope)
+	job.result.Receipt, job.result.Err = b.pool.Deliver(b.ctx, job.envelope)
 	job.ended = true
 }
 
@@ -191,7 +212,9 @@ func (b *bulk) hand() Result {
 	if !job.ended {
 		panic(job.panicked)
 	}
+	b.inHand = &job.result
 	b.note(&job.result)
+	b.inHand = nil
 	return job.result
 }
 
@@ -220,11 +243,27 @@ func (b *bulk) note(r *Result) {
 	}
 }
 
-// abandon finishes what is in flight when the loop is over, early or not.
+// abandon finishes what is in flight when the loop is over, early or not, and tells of all of it: a callback that panics for one result is called for the others.
 func (b *bulk) abandon() {
 	close(b.jobs)
 	defer b.running.Wait()
 	var panicked any
+	tell := func(f func()) {
+		defer func() {
+			if v := recover(); v != nil && panicked == nil {
+				panicked = v
+			}
+		}()
+		f()
+	}
+	abandoned := func(r *Result) {
+		if b.opts.Abandoned != nil {
+			tell(func() { b.opts.Abandoned(*r) })
+		}
+	}
+	if b.inHand != nil {
+		abandoned(b.inHand)
+	}
 	for b.out < b.pulled && b.finished(true) {
 		job := b.ready[0]
 		b.ready = b.ready[:0]
@@ -233,10 +272,8 @@ func (b *bulk) abandon() {
 			panicked = job.panicked
 			continue
 		}
-		b.note(&job.result)
-		if b.opts.Abandoned != nil {
-			b.opts.Abandoned(job.result)
-		}
+		tell(func() { b.note(&job.result) })
+		abandoned(&job.result)
 	}
 	if panicked != nil {
 		panic(panicked)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"net"
 	"runtime"
 	"slices"
@@ -173,6 +174,119 @@ func TestDeliverAllLeftEarly(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestDeliverAllTellsOfAll: whichever callback panics, each envelope has its result handed out or abandoned, once, and the panic comes out.
+func TestDeliverAllTellsOfAll(t *testing.T) {
+	for _, which := range []string{"Progress once", "Progress always", "Abandoned once", "Abandoned always"} {
+		for _, ordered := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/%v", which, ordered), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					h := newHouse(t, 1, nil)
+					defer h.close()
+					h.relays[0].On(smtptest.EndOfData).Delay(time.Second)
+					pulled, told, calls := 0, map[string]int{}, 0
+					callback := func(name string) {
+						if calls++; which == name+" always" || which == name+" once" && calls == 12 {
+							panic("callback")
+						}
+					}
+					opts := smtplb.Bulk{InFlight: 30, Ordered: ordered}
+					if which[0] == 'P' {
+						opts.Progress = func(smtplb.Progress) { callback("Progress") }
+					}
+					opts.Abandoned = func(r smtplb.Result) {
+						told[r.Envelope.To[0]]++
+						if which[0] == 'A' {
+							callback("Abandoned")
+						}
+					}
+					func() {
+						defer func() {
+							if v := recover(); v != "callback" {
+								t.Errorf("panic: %v", v)
+							}
+						}()
+						for r := range h.pool.DeliverAll(t.Context(), letters(1000, &pulled), opts) {
+							if told[r.Envelope.To[0]]++; which[0] == 'A' && len(told) == 40 {
+								break
+							}
+						}
+					}()
+					if len(told) != pulled || len(h.relays[0].Messages()) != pulled {
+						t.Errorf("%d were pulled, %d are told of, %d are stored", pulled, len(told), len(h.relays[0].Messages()))
+					}
+					for to, n := range told {
+						if n != 1 {
+							t.Errorf("%s: told %d times", to, n)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestDeliverAllReusedEnvelope: an envelope that is filled anew for each recipient sends to each of them.
+func TestDeliverAllReusedEnvelope(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, nil)
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Delay(time.Second)
+		e := envelope("")
+		seq := func(yield func(*smtplb.Envelope) bool) {
+			for i := range 100 {
+				e.To[0] = fmt.Sprintf("u%d@example.com", i)
+				e.ID = e.To[0]
+				e.Body = smtplb.Bytes([]byte("Subject: " + e.ID + "\n\nhello\n"))
+				if !yield(e) {
+					return
+				}
+			}
+		}
+		ids := map[string]bool{}
+		for r := range h.pool.DeliverAll(t.Context(), seq, smtplb.Bulk{}) {
+			ids[r.Receipt.ID] = true
+			if r.Err != nil || r.Receipt.ID != r.Receipt.Recipients[0].Addr {
+				t.Error(r.Receipt, r.Err)
+			}
+		}
+		if len(ids) != 100 {
+			t.Errorf("%d receipts", len(ids))
+		}
+		for _, m := range h.relays[0].Messages() {
+			if m.Header.Get("Subject") != m.To[0] {
+				t.Errorf("%s got the message of %s", m.To[0], m.Header.Get("Subject"))
+			}
+		}
+	})
+}
+
+// TestDeliverAllLimits: whatever number InFlight is, something sensible comes of it.
+func TestDeliverAllLimits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, nil)
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Delay(time.Second)
+		for n, want := range map[int]int{0: 40, -1: 40, math.MinInt: 40, 1: 1, 7: 7, math.MaxInt: 100, 1 << 30: 100} {
+			pulled := 0
+			for range h.pool.DeliverAll(t.Context(), letters(100, &pulled), smtplb.Bulk{InFlight: n}) {
+				break
+			}
+			if pulled != want {
+				t.Errorf("InFlight %d: %d were pulled", n, pulled)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		pulled := 0
+		for range h.pool.DeliverAll(ctx, letters(100, &pulled), smtplb.Bulk{}) {
+			t.Error("a result")
+		}
+		if pulled != 0 {
+			t.Errorf("%d were pulled under a context that had ended", pulled)
+		}
+	})
 }
 
 // TestDeliverAllContext: nothing is taken from the sequence once the context has ended, and what was taken has its result.

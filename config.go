@@ -20,7 +20,7 @@ import (
 )
 
 // Config configures a Pool. Only Relays is required. In all of it, the zero value of a field means the documented default, and a
-// negative number means off or unlimited. New validates everything and reports all faults at once.
+// negative number means off or unlimited where the field says so, else it is an error. New validates everything and reports all faults at once.
 type Config struct {
 	// Relays are the relays that mail leaves through: at least one, with distinct names.
 	Relays []Relay

@@ -8,7 +8,7 @@ import (
 )
 
 // DSN asks for delivery status notifications (RFC 3461), which relays send to the envelope's sender. Relays that don't offer DSN are skipped for such a
-// message; it is Failed where none offers it.
+// message; it is Failed where none offers it. The zero DSN asks for nothing.
 type DSN struct {
 	// Notify says when a notification is wanted, for every recipient: DSNNever, or any of the others together (DSNSuccess|DSNFailure). 0: as the
 	// relay does by itself, which is for failures, and perhaps delays.
@@ -46,7 +46,7 @@ const maxEnvelopeID = 100 // RFC 3461 §5.4
 
 // session checks d and brings it into the form that goes over the wire.
 func (d *DSN) session() (*session.DSN, error) {
-	if d == nil {
+	if d == nil || *d == (DSN{}) {
 		return nil, nil
 	}
 	s := new(session.DSN)

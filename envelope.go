@@ -89,7 +89,8 @@ func File(path string) Body { return Body{kind: bodyFile, path: path} }
 func Reader(r io.Reader) Body { return Body{kind: bodyReader, r: r} }
 
 // NewEnvelope renders a go-mail message, once, and takes the envelope from it: the sender is the message's EnvelopeFrom, else its From, and the recipients
-// are those of To, Cc and Bcc. What go-mail itself refused, such as an address with a typo, is not in msg: check the errors of its methods. msg isn't needed afterwards. go-mail itself fills in a missing Date and Message-ID in msg.
+// are those of To, Cc and Bcc. What go-mail itself refused, such as an address with a typo, is not in msg: check the errors of its methods. (Its
+// AttachFile returns none: it leaves out a file that it can't open.) msg isn't needed afterwards. go-mail itself fills in a missing Date and Message-ID in msg.
 //
 // A message larger than 1 MiB lies in a temporary file (in os.TempDir(), see Config.SpillDir) for as long as the envelope, or a Retry of it, can be reached; or in memory where no
 // file can be made. It can be delivered as often as is wanted. Attachments that are signed (S/MIME, DKIM), or not in base64, are in memory while they are rendered: unlike Send, NewEnvelope doesn't

@@ -165,7 +165,8 @@ func (r *Receipt) Count(o Outcome) int {
 }
 
 // Retry returns a copy of e for the deferred recipients only, to be sent after SendError.RetryAfter; nil if there are none. Where a
-// recipient was greylisted, the copy prefers the same relay. e must be the envelope that r is the receipt of. A Reader body, which was
+// recipient was greylisted, the copy prefers the same relay. e must be the envelope that r is the receipt of; of a Send, one with the same From, whose
+// Body is not looked at. A Reader body, which was
 // read, is replaced by what was read from it, which a large one keeps a temporary file open for as long as r, or the copy, can be reached; a File is read again.
 //
 // Recipients whose outcome is Unknown are not in it: sending to them again may deliver twice.

@@ -22,13 +22,16 @@ import (
 // password are percent-encoded: of the characters that passwords often have, write "%" as %25, "@" as %40, ":" as %3A, "/" as %2F, "?" as %3F, "#" as %23;
 // "+" means itself.
 //
-// The parameters are name, weight, tier, tag (repeatable), tls (auto, starttls, opportunistic, none), auth (mechanisms, comma-separated), max_conns,
+// The parameters are name, weight, tier, tag (repeatable), tls (auto, starttls, opportunistic, none; with smtps also implicit), chunking and no_riding (true, false), auth (mechanisms, comma-separated), max_conns,
 // max_idle, max_messages, max_age, max_idle_time (durations such as 90s), ignore_ehlo (keywords, comma-separated), local_addr and server_name (the name that the
 // certificate must carry). Any other is an error. No error holds the password.
 func ParseRelay(s string) (Relay, error) {
 	shown := "the URL" // as much of it as can't be a password
 	fail := func(format string, args ...any) (Relay, error) {
 		return Relay{}, &RelayURLError{URL: shown, Reason: fmt.Sprintf(format, args...)}
+	}
+	if s == "" {
+		return fail(`is empty (is an environment variable missing?); it must begin with "smtp://" or "smtps://"`)
 	}
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok || scheme != "smtp" && scheme != "smtps" {

@@ -39,6 +39,9 @@ func (t *transaction) body() *End {
 		return c.give(reply.FailSource, err)
 	}
 	dot := len(t.buf)
+	if dot < 2 || t.buf[dot-2] != '\r' || t.buf[dot-1] != '\n' { // its dot would be text, and the relay's answer never come
+		return c.give(reply.FailSource, errors.New("the message was changed while it was being sent: it has lost its last line end"))
+	}
 	t.buf = append(t.buf, terminator...)
 	next := t.board()
 	if err := t.writeLast(t.buf, dot); err != nil {
@@ -93,10 +96,10 @@ func (t *transaction) chunk() *End {
 func (t *transaction) allButLast(s *source, most int64) *End {
 	c := t.c
 	for s.left() > most {
-		size := min(int64(otherWrite), s.left()-1) // something must be left to go with the terminator
+		size := min(int64(otherWrite), s.left()-2) // the last line end goes with the terminator
 		direct := t.tx.File == nil && !s.stuff
 		if direct && !c.secured {
-			size = min(int64(plainWrite), s.left()-1)
+			size = min(int64(plainWrite), s.left()-2)
 		}
 		if end := t.early(); end != nil {
 			return end

@@ -191,6 +191,29 @@ func TestFileFails(t *testing.T) {
 	}
 }
 
+// TestChangedWhileSent: a message that has lost its last line end would never be answered: its dot is text.
+func TestChangedWhileSent(t *testing.T) {
+	bubble(t, func(t *testing.T, n *smtptest.Network) {
+		s := n.NewServer(addr)
+		defer s.Close()
+		for _, size := range []int{2, 1000, 65_536, 65_537, 65_538, 300_000} {
+			c := dial(t, config(n))
+			tx := transaction("x@example.com")
+			tx.Body = bytes.Repeat([]byte("x\n"), size/2)
+			begun := time.Now()
+			res := transact(t, c, tx)
+			if res.Committed || res.End.Failure != reply.FailSource || c.Reusable() || time.Since(begun) > time.Second {
+				t.Errorf("%d bytes: %+v", size, res)
+			}
+			c.Close()
+		}
+		synctest.Wait()
+		if len(s.Messages()) != 0 {
+			t.Error("something is stored")
+		}
+	})
+}
+
 // TestSlowBody: the body's timeout is one without progress, where that can be seen.
 func TestSlowBody(t *testing.T) {
 	for _, how := range []string{"exact", "blind"} {
