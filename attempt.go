@@ -29,8 +29,8 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	}
 
 	outcome := breaker.NotCounted
-	defer func() { permit.Done(outcome) }() // after the connection is back: a change of state closes idle ones
 	defer a.release()
+	defer func() { permit.Done(outcome) }() // before the slot is free: who waits for it must not be let onto a relay that has just failed
 
 	var ended func(Attempt)
 	if h := p.hooks.AttemptStart; h != nil {
@@ -39,7 +39,6 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	a.cut = d.cut(a.record.Start)
 	a.run(ctx)
 	a.sound = true
-	a.release()
 	outcome = r.outcome(a.blame, a.last)
 	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
 	a.count(outcome)
@@ -47,6 +46,8 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 		text := oneLine(strings.TrimPrefix(a.lastErr.Error(), r.name+": "))
 		r.lastFault.Store(&text)
 	}
+	permit.Done(outcome)
+	a.release()
 
 	a.record.Duration = time.Since(a.record.Start)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
@@ -88,7 +89,7 @@ func (a *attempt) run(ctx context.Context) {
 	for a.batch() {
 		a.transact(ctx)
 		v := a.judgeEnd()
-		stale := v.Move == verdict.Redial
+		stale := v.Move == verdict.Redial || a.lostRide()
 		if stale || a.noChunks() { // the one never of a new connection, the other once: it ends
 			if stale {
 				a.relay.counts.redials.Add(1)
@@ -224,7 +225,7 @@ func (a *attempt) transact(ctx context.Context) {
 	a.conn.Transact(ctx, d.tx, &d.res)
 	t, s := &a.record.Timings, &d.res.Timings
 	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
-	a.relay.learnRiding(&d.res, a.record.Rode)
+	a.relay.learnRiding(&d.res, a.rides())
 }
 
 // fillTransaction makes d.tx the message for the recipients in d.to.

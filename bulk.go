@@ -128,25 +128,36 @@ type bulk struct {
 type bulkJob struct {
 	number   int
 	envelope *Envelope // a copy: the caller may use the one that was yielded again
+	delivery *delivery // prepared already
 	result   Result
 	panicked any
 	ended    bool // the worker returned from Deliver, rather than panicked or ended its goroutine
 }
 
-// start hands e to a worker.
+// start hands e to a worker. A message that comes from the caller's Reader, or is go-mail's to render, is read here, in the caller's goroutine: the sequence may come from the same
+// source.
 func (b *bulk) start(e *Envelope) {
-	if inFlight := b.pulled - b.back; b.workers <= inFlight {
-		b.workers++
-		b.running.Go(b.work)
-	}
 	job := bulkJob{number: b.pulled, result: Result{Envelope: e}}
 	if e != nil {
 		c := *e
 		c.To = slices.Clone(e.To)
 		job.envelope = &c
+		if k := c.Body.kind; k == bodyReader || k == bodyMessage {
+			job.delivery, job.result.Err = b.pool.prepare(b.ctx, &c)
+		}
+	}
+	inFlight := b.pulled - b.back
+	b.pulled++
+	if job.result.Err != nil { // the envelope is at fault
+		job.ended = true
+		b.done <- job
+		return
+	}
+	if b.workers <= inFlight {
+		b.workers++
+		b.running.Go(b.work)
 	}
 	b.jobs <- job
-	b.pulled++
 }
 
 // work is the goroutine of a worker. It ends when jobs is closed.
@@ -166,7 +177,11 @@ func (b *bulk) deliver(job bulkJob) {
 		}
 		b.done <- job
 	}()
-	job.result.Receipt, job.result.Err = b.pool.Deliver(b.ctx, job.envelope)
+	if job.delivery != nil {
+		job.result.Receipt, job.result.Err = b.pool.complete(b.ctx, job.delivery)
+	} else {
+		job.result.Receipt, job.result.Err = b.pool.Deliver(b.ctx, job.envelope)
+	}
 	job.ended = true
 }
 

@@ -15,15 +15,19 @@ import (
 	"github.com/smtplb/smtplb/internal/verdict"
 )
 
-// delivery is one Deliver under way. It belongs to its caller's goroutine, and is used again afterwards.
+// delivery is one Deliver under way. It belongs to one goroutine at a time, and is used again afterwards.
 type delivery struct {
 	pool    *Pool
 	env     *Envelope
 	msg     message
 	whole   bool // Envelope.Body was read to its end
+	begun   bool // reading it from a Reader had begun
 	owned   bool // msg.file is nobody else's
 	spool   spool
 	receipt *Receipt
+
+	admitted bool  // the gate counts it
+	cause    error // why no more is tried; nil where the relays' words decide
 
 	rcpts   []recipient
 	entry   []int          // for each entry of Envelope.To its number in rcpts
@@ -96,6 +100,9 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 
 // free forgets everything that belongs to the caller, and gives d back.
 func (d *delivery) free() {
+	if d.admitted {
+		defer d.pool.gate.leave()
+	}
 	if d.owned {
 		d.msg.file.close()
 	}
@@ -266,7 +273,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	if all {
 		return r, nil
 	}
-	if d.env.Body.kind == bodyReader && !d.whole && errors.As(cause, new(*SourceError)) {
+	if d.env.Body.kind == bodyReader && d.begun && !d.whole && errors.As(cause, new(*SourceError)) {
 		r.body = Body{kind: bodySpent}
 	}
 	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.whole && wait > 0 {

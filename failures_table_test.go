@@ -148,7 +148,7 @@ var failureTable = []failureRow{
 	{"mail", "4xx", "F = K", "", but{"driver": notYetRidden}},
 	{"mail", "5xx", "Fr = K", "", but{"driver": notYetRidden}},
 	{"mail", "421", "F + X", "R . X", but{"rider": "R . X", "driver": notYetRidden}},
-	{"mail", "timeout", "F + X", "", but{"driver": notYetRidden}},
+	{"mail", "timeout", "F + X", "", but{"rider": "R . X", "driver": notYetRidden}},
 	{"mail", "EOF", "F + X", "R . X", but{"rider": "R . X", "driver": notYetRidden}},
 	{"mail", "RST", "F + X", "R . X", but{"rider": "R . X", "driver": notYetRidden}},
 	{"mail", "malformed", "F + X", "", but{"driver": notYetRidden}},

@@ -20,7 +20,8 @@ type intake struct {
 	spool spool
 	limit int64 // of what is read; 0 or less: none
 	read  int64
-	have  int // how much of buf waits to be scanned
+	begun bool // its Reader was asked
+	have  int  // how much of buf waits to be scanned
 	raw   bool
 	err   error // why no more is taken in
 	ctx   context.Context
@@ -55,7 +56,7 @@ func (in *intake) free() {
 	clear(in.tail)
 	in.scanner, in.spool = scanner{}, spool{}
 	in.limit, in.read, in.have, in.raw, in.err, in.ctx = 0, 0, 0, false, nil, nil
-	in.lean, in.tail, in.held = false, in.tail[:0], false
+	in.lean, in.tail, in.held, in.begun = false, in.tail[:0], false, false
 	intakes.Put(in)
 }
 
@@ -82,10 +83,11 @@ func (d *delivery) readBody(ctx context.Context, limit int64) error {
 	default:
 		in := newIntake(ctx, d.pool, ends)
 		defer in.free()
-		if err := in.body(b); err != nil {
+		err := in.body(b)
+		d.begun = in.begun
+		if err != nil {
 			return err
 		}
-		var err error
 		if *c, err = in.content(); err != nil {
 			return err
 		}
@@ -189,6 +191,7 @@ func (in *intake) from(r io.Reader) error {
 		if in.limit > 0 && int64(len(p)) > in.limit-in.read {
 			p = p[:in.limit-in.read+1] // one more tells that it is too large
 		}
+		in.begun = true
 		n, err := r.Read(p)
 		if more := in.take(n); more != nil {
 			return more

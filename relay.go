@@ -30,6 +30,7 @@ type relay struct {
 	offers        atomic.Pointer[offer]
 	refusesChunks atomic.Bool  // it offers CHUNKING, and does not know BDAT
 	noRide        atomic.Bool  // its last reply to a message took so long that a ride would gain nothing, or refused it
+	rideTrial     atomic.Int64 // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
 	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
 	counts        relayCounts
 }

@@ -23,6 +23,10 @@ const maxRideRecipients = 62
 // in which another connection may become free.
 const rideWorth = 500 * time.Millisecond
 
+// rideTrial is how long one message at a time rides with a relay that hasn't answered an envelope behind a body yet: should it lose them, that costs no
+// more than one message its time.
+const rideTrial = 15 * time.Second
+
 // lostRide is how long nobody rides with a relay that didn't answer an envelope behind a body.
 const lostRide = time.Hour
 
@@ -60,15 +64,35 @@ func (a *attempt) Board() *session.Transaction {
 	if r.noRiding || r.noRide.Load() || a.spent() || a.more() || r.noRideUntil.Load() > a.record.Start.UnixNano() {
 		return nil
 	}
+	trial, now := r.rideTrial.Load(), int64(0)
+	if trial != ridesWell {
+		if now = time.Now().UnixNano(); trial > now || !r.rideTrial.CompareAndSwap(trial, now+int64(rideTrial)) {
+			return nil
+		}
+	}
 	load, ok := a.turn.Board(a.uses)
 	if !ok {
+		if now > 0 {
+			r.rideTrial.CompareAndSwap(now+int64(rideTrial), trial)
+		}
 		return nil
 	}
 	return load.(*session.Transaction)
 }
 
+// ridesWell is relay.rideTrial once an envelope that rode was answered.
+const ridesWell = -1
+
 // Alight gives the one who boarded its place in the queue back.
 func (a *attempt) Alight() { a.turn.Alight() }
+
+// lostRide reports whether the relay said nothing to an envelope that rode: it may never have seen it.
+func (a *attempt) lostRide() bool {
+	return a.rides() && a.last.First && !a.last.Committed && a.last.Failure == reply.FailTimeout && !a.last.Shortened
+}
+
+// rides reports whether the transaction is one whose envelope rode: a redial sends it anew.
+func (a *attempt) rides() bool { return a.record.Rode && !a.record.Redialed }
 
 // learnRiding keeps what a transaction showed of riding: whether it is worth it, as it isn't with a relay that takes its time, or refuses messages (each
 // then costs a connection), and whether the relay loses what follows a dot.
@@ -78,7 +102,12 @@ func (r *relay) learnRiding(res *session.Result, rode bool) {
 			r.noRide.Store(not)
 		}
 	}
-	if rode && res.First && res.End.Failure == reply.FailTimeout {
+	switch {
+	case !rode:
+	case res.First && (res.End.Failure == reply.FailTimeout && !res.End.Shortened || res.End.LongWait): // callers in a hurry must not hide it
+		r.rideTrial.Store(0)
 		r.noRideUntil.Store(time.Now().Add(lostRide).UnixNano())
+	case !res.First && r.rideTrial.Load() != ridesWell:
+		r.rideTrial.Store(ridesWell)
 	}
 }

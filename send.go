@@ -57,6 +57,15 @@ func (p *Pool) SendMail(addr string, a smtp.Auth, from string, to []string, msg 
 // Deliver ends with ctx before the commit point (the moment from which a relay may have accepted the message), and at most 5 s later after it. With less than a fifth
 // of the context's time left, or 5 s if that is less, it doesn't begin to commit and tries no other relay.
 func (p *Pool) Deliver(ctx context.Context, e *Envelope) (*Receipt, error) {
+	d, err := p.prepare(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return p.complete(ctx, d)
+}
+
+// prepare checks e and reads its message, in the caller's goroutine. What it returns must be completed; its error is one of the envelope's.
+func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 	if p == nil || p.conns == nil {
 		return nil, errNotMade
 	}
@@ -64,23 +73,35 @@ func (p *Pool) Deliver(ctx context.Context, e *Envelope) (*Receipt, error) {
 		return nil, &EnvelopeError{Reason: "the envelope is nil"}
 	}
 	admitted := p.gate.enter()
-	if admitted {
-		defer p.gate.leave()
-	}
 	d := newDelivery(p, e)
-	defer d.free()
+	d.admitted = admitted
+	ready := false
+	defer func() {
+		if !ready {
+			d.free()
+		}
+	}()
 	if err := d.checkAddresses(); err != nil {
 		return nil, err
 	}
-	var cause error
 	if !admitted {
-		cause = ErrClosed
-	} else if cause = d.readBody(ctx, p.maxSize); cause == nil {
-		cause = p.run(ctx, d)
-	} else if !errors.Is(cause, ErrTemporary) {
-		return nil, cause // the envelope is at fault
+		d.cause = ErrClosed
+	} else if err := d.readBody(ctx, p.maxSize); errors.Is(err, ErrTemporary) {
+		d.cause = err
+	} else if err != nil {
+		return nil, err
 	}
-	receipt, err := d.finish(cause)
+	ready = true
+	return d, nil
+}
+
+// complete sends what was prepared.
+func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
+	defer d.free()
+	if d.cause == nil {
+		d.cause = p.run(ctx, d)
+	}
+	receipt, err := d.finish(d.cause)
 	p.report(ctx, receipt, err)
 	return receipt, err
 }

@@ -31,23 +31,25 @@ func (t *transaction) body() *End {
 	if end := t.allButLast(&source, lastWrite); end != nil {
 		return end
 	}
+	var err error
+	if t.buf, err = source.appendTo(t.buf[:0], lastWrite); err != nil { // before the last look: a disk may be slow
+		return c.give(reply.FailSource, err)
+	}
 	if end := t.beforeLast(); end != nil {
 		return end
-	}
-	var err error
-	if t.buf, err = source.appendTo(t.buf[:0], lastWrite); err != nil {
-		return c.give(reply.FailSource, err)
 	}
 	dot := len(t.buf)
 	if dot < 2 || t.buf[dot-2] != '\r' || t.buf[dot-1] != '\n' { // its dot would be text, and the relay's answer never come
 		return c.give(reply.FailSource, errors.New("the message was changed while it was being sent: it has lost its last line end"))
 	}
 	t.buf = append(t.buf, terminator...)
-	next := t.board()
-	if err := t.writeLast(t.buf, dot); err != nil {
-		return t.writeFailed(err)
+	c.rider = t.board() // also where the write fails: part of the envelope may be there, and be answered
+	if n, err := t.writeLast(t.buf, dot); err != nil {
+		if !isTimeout(err) || n < dot+len(terminator) {
+			return t.writeFailed(err)
+		}
+		c.broken = true // the message is there whole, only the envelope behind it is not
 	}
-	c.rider = next
 	return t.final()
 }
 
@@ -75,9 +77,6 @@ func (t *transaction) chunk() *End {
 			return end
 		}
 	}
-	if end := t.beforeLast(); end != nil {
-		return end
-	}
 	t.buf = t.buf[:0]
 	if source.at == 0 {
 		head()
@@ -86,7 +85,10 @@ func (t *transaction) chunk() *End {
 	if t.buf, err = source.appendTo(t.buf, lastWrite); err != nil {
 		return c.give(reply.FailSource, err)
 	}
-	if err := t.writeLast(t.buf, len(t.buf)-1); err != nil {
+	if end := t.beforeLast(); end != nil {
+		return end
+	}
+	if _, err := t.writeLast(t.buf, len(t.buf)-1); err != nil {
 		return t.writeFailed(err)
 	}
 	return t.final()
@@ -168,12 +170,11 @@ func (t *transaction) board() *Transaction {
 }
 
 // writeLast writes the bytes that hold the commit point, which is passed when the one at that index was written.
-func (t *transaction) writeLast(b []byte, point int) error {
+func (t *transaction) writeLast(b []byte, point int) (int, error) {
 	if !t.c.exact {
 		t.c.commit()
 	}
-	_, err := t.write(b, point)
-	return err
+	return t.write(b, point)
 }
 
 // write writes b, whose byte at index point is the commit point. The body's timeout is one without progress: where a write can be taken up again in the
@@ -261,15 +262,21 @@ func (t *transaction) finalReply(r reply.Reply) *End {
 	case r.Intermediate():
 		return c.give(reply.FailOutOfStep, fmt.Errorf("the message was answered with %v", r))
 	case r.Code == 421:
-		// Some relays say 421 for the connection while the answer to the message is still on its way: a 2xx that follows is the truth, unless it
-		// may be the answer to another's MAIL.
+		// Some relays say 421 for the connection while the answer to the message is still on its way: a 2xx that follows is the truth.
 		c.broken = true
-		if c.rider != nil {
-			break
-		}
 		c.setDeadline(time.Now().Add(salvageTime))
-		if after, err := c.read(); err == nil && after.Positive() {
+		after, err := c.read()
+		switch {
+		case err != nil || !after.Positive():
+		case c.rider == nil:
 			r = after
+		default:
+			switch t.answered(after) {
+			case messageAnswered:
+				r = after
+			case nobodyKnows:
+				return c.give(reply.FailOutOfStep, fmt.Errorf("%v, and then %v, which may be about this message or about the next one", r, after))
+			}
 		}
 	}
 	if c.rider != nil {
@@ -277,6 +284,35 @@ func (t *transaction) finalReply(r reply.Reply) *End {
 	}
 	c.needReset = true
 	return &End{Stage: reply.StageFinal, Reply: r}
+}
+
+type answers uint8
+
+const (
+	riderAnswered   answers = iota // to the envelope behind the message, and not to that
+	messageAnswered                // to both
+	nobodyKnows
+)
+
+// answered tells, with a 421 read in the place of the message's answer and a first 2xx behind it, what the replies are that follow. A rider's envelope has as many as
+// it has commands, the last to DATA.
+func (t *transaction) answered(r reply.Reply) answers {
+	commands := len(t.c.rider.To) + 2
+	n := 1
+	for ; n <= commands && r.Code != 354; n++ {
+		next, err := t.c.read()
+		if err != nil {
+			break
+		}
+		r = next
+	}
+	switch {
+	case n > commands:
+		return messageAnswered
+	case n == commands && r.Code == 354:
+		return riderAnswered
+	}
+	return nobodyKnows
 }
 
 // source is what is left of a message.

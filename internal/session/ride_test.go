@@ -175,45 +175,64 @@ func TestRideFaults(t *testing.T) {
 		stored        [2]int
 		kept          bool // the connection, after the second
 		others        int  // messages that are stored
+		over          bool // nobody rides any more, although the first was accepted
 	}
 	for _, tc := range []struct {
 		name   string
 		script func(s *smtptest.Server)
 		want   want
 	}{
-		{"first refused", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(554, "5.7.1 no") }, want{verdict.Failed, verdict.Invalid, [2]int{0, 0}, false, 0}},
-		{"first deferred", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(451, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
-		{"first answered with 421", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(421, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
+		{"first refused", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(554, "5.7.1 no") }, want{verdict.Failed, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
+		{"first deferred", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(451, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
+		{"first answered with 421", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(421, "4.3.0 later") }, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
 		{"first answered with 421, and the second's MAIL with 250", func(s *smtptest.Server) {
 			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 later\r\n")
-		}, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0}},
-		{"first not answered", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Drop() }, want{verdict.Unknown, verdict.Invalid, [2]int{1, 0}, false, 0}},
-		{"first answered with 354", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(354, "go on") }, want{verdict.Unknown, verdict.Invalid, [2]int{0, 0}, false, 0}},
-		{"second MAIL refused", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0}},
-		{"second MAIL deferred", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(451, "4.3.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0}},
+		}, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
+		{"first answered with 421 and then 250", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 closing\r\n250 2.0.0 Ok\r\n").Stored()
+		}, want{verdict.Accepted, verdict.Invalid, [2]int{1, 0}, false, 0, true}},
+		{"first answered with 421 and then 250, and the end", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 closing\r\n250 2.0.0 Ok\r\n").Stored().ThenClose()
+		}, want{verdict.Unknown, verdict.Invalid, [2]int{1, 0}, false, 0, false}},
+		{"first answered with 421 and then 250, and the second's DATA refused", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 closing\r\n250 2.0.0 Ok\r\n").Stored()
+			s.On(smtptest.Data).Nth(2).Reply(451, "4.3.0 later")
+		}, want{verdict.Accepted, verdict.Invalid, [2]int{1, 0}, false, 0, true}},
+		{"first answered with 421, and the second's DATA refused", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 closing\r\n").Unstored()
+			s.On(smtptest.Data).Nth(2).Reply(451, "4.3.0 later")
+		}, want{verdict.Unknown, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
+		{"first answered with 421, and the second's MAIL refused", func(s *smtptest.Server) {
+			s.On(smtptest.EndOfData).Nth(1).Raw("421 4.3.0 closing\r\n").Unstored()
+			s.On(smtptest.Mail).Nth(2).Reply(451, "4.3.0 later")
+		}, want{verdict.NextRelay, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
+		{"first not answered", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Drop() }, want{verdict.Unknown, verdict.Invalid, [2]int{1, 0}, false, 0, false}},
+		{"first answered with 354", func(s *smtptest.Server) { s.On(smtptest.EndOfData).Nth(1).Reply(354, "go on") }, want{verdict.Unknown, verdict.Invalid, [2]int{0, 0}, false, 0, false}},
+		{"second MAIL refused", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0, false}},
+		{"second MAIL deferred", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(451, "4.3.0 no") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, true, 0, false}},
 		{"second MAIL refused and its recipient taken", func(s *smtptest.Server) {
 			s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no")
 			s.On(smtptest.Rcpt).Nth(2).Reply(250, "2.1.5 yes")
-		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
 		{"second MAIL refused and DATA taken", func(s *smtptest.Server) {
 			s.On(smtptest.Mail).Nth(2).Reply(550, "5.7.0 no")
 			s.On(smtptest.Data).Nth(2).Raw("354 go on\r\n")
-		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
-		{"second MAIL answered with 421", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(421, "4.7.0 bye") }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0}},
-		{"connection reset at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Drop() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0}},
-		{"connection ended at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).DropFIN() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0}},
-		{"second MAIL not answered", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Stall() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
-		{"second RCPT refused", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Reply(550, "5.1.1 no") }, want{verdict.Accepted, 0, [2]int{1, 0}, true, 0}},
-		{"connection reset at the second RCPT", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Drop() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
-		{"second DATA refused", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(554, "5.0.0 no") }, want{verdict.Accepted, verdict.Failed, [2]int{1, 0}, true, 0}},
-		{"second DATA answered with 250", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(250, "2.0.0 eh") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
+		{"second MAIL answered with 421", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Reply(421, "4.7.0 bye") }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0, false}},
+		{"connection reset at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Drop() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0, false}},
+		{"connection ended at the second MAIL", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).DropFIN() }, want{verdict.Accepted, verdict.Redial, [2]int{1, 0}, false, 0, false}},
+		{"second MAIL not answered", func(s *smtptest.Server) { s.On(smtptest.Mail).Nth(2).Stall() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
+		{"second RCPT refused", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Reply(550, "5.1.1 no") }, want{verdict.Accepted, 0, [2]int{1, 0}, true, 0, false}},
+		{"connection reset at the second RCPT", func(s *smtptest.Server) { s.On(smtptest.Rcpt).Nth(2).Drop() }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
+		{"second DATA refused", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(554, "5.0.0 no") }, want{verdict.Accepted, verdict.Failed, [2]int{1, 0}, true, 0, false}},
+		{"second DATA answered with 250", func(s *smtptest.Server) { s.On(smtptest.Data).Nth(2).Reply(250, "2.0.0 eh") }, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
 		{"a reply too many after the first", func(s *smtptest.Server) {
 			s.On(smtptest.EndOfData).Nth(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n")
-		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
 		{"a reply too many after the first, and the second's recipient refused", func(s *smtptest.Server) {
 			s.On(smtptest.EndOfData).Nth(1).Raw("250 2.0.0 Ok\r\n250 2.0.0 Ok\r\n")
 			s.On(smtptest.Rcpt).Nth(2).Reply(550, "5.1.1 no")
-		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0}},
+		}, want{verdict.Accepted, verdict.NextRelay, [2]int{1, 0}, false, 0, false}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, n *smtptest.Network) {
@@ -230,7 +249,7 @@ func TestRideFaults(t *testing.T) {
 				if r.boarded != 1 {
 					t.Fatalf("%d boarded", r.boarded)
 				}
-				if tc.want.second == verdict.Invalid && tc.want.first != verdict.Accepted {
+				if tc.want.over || tc.want.second == verdict.Invalid && tc.want.first != verdict.Accepted {
 					if c.Rider() != nil || c.Reusable() {
 						t.Errorf("rider %v, reusable %v", c.Rider(), c.Reusable())
 					}

@@ -41,8 +41,20 @@ func (cfg *Config) told() []string {
 // tell notes that the relay knows these.
 func (cfg *Config) tell(secrets []string) []string {
 	secrets = slices.DeleteFunc(slices.Clone(secrets), func(s string) bool { return len(s) < shortestSecret })
-	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
-	cfg.Secrets.list.Store(&secrets)
+	for {
+		old := cfg.Secrets.list.Load()
+		if old != nil { // connections that were opened with an earlier token live on
+			for _, s := range *old {
+				if len(secrets) < keptSecrets && !slices.Contains(secrets, s) {
+					secrets = append(secrets, s)
+				}
+			}
+		}
+		slices.SortStableFunc(secrets, func(a, b string) int { return len(b) - len(a) })
+		if cfg.Secrets.list.CompareAndSwap(old, &secrets) {
+			break
+		}
+	}
 	return secrets
 }
 
@@ -56,6 +68,9 @@ func (c *Conn) read() (reply.Reply, error) {
 }
 
 const redacted = "[redacted]"
+
+// keptSecrets bounds what is remembered of tokens that come anew with each connection.
+const keptSecrets = 64
 
 // cleaned is what may be told of a malformed reply: without its excerpt where that may repeat what the relay was told, as a whole or, cut
 // off, the beginning of it.

@@ -68,6 +68,10 @@ type Result struct {
 // What may be unanswered at a time: a peer that writes without reading while we do the same is a deadlock.
 const maxGroupBytes, maxGroupCommands = 8 << 10, 64
 
+// rideTimeout bounds the wait for the first answer to an envelope that was sent behind a body. The relay has answered the message by then, and has nothing else to
+// do: one that is silent has lost what followed the dot.
+const rideTimeout = 10 * time.Second
+
 var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
 // Transact sends one message. It ends within its context before the commit point, and within the grace after it.
@@ -230,7 +234,7 @@ func (t *transaction) pipelined(last int) *End {
 		stage := t.stageOf(first)
 		if t.riding {
 			next = last + 1
-			t.begin(stage, t.timeoutOf(stage))
+			t.begin(stage, min(t.timeoutOf(stage), rideTimeout))
 		} else {
 			if c.rd.Buffered() > 0 {
 				return c.unasked(stage)
@@ -250,7 +254,7 @@ func (t *transaction) pipelined(last int) *End {
 				}
 			}
 			t.begin(stage, t.timeoutOf(stage))
-			if end := t.send(stage); end != nil {
+			if end := t.send(stage, first); end != nil {
 				return end
 			}
 		}
@@ -284,7 +288,7 @@ func (t *transaction) stepwise() *End {
 	if c.needReset {
 		t.buf = append(t.buf[:0], "RSET\r\n"...)
 		t.begin(reply.StageMail, c.cfg.Timeouts.Reset)
-		if end := t.send(reply.StageMail); end != nil {
+		if end := t.send(reply.StageMail, 0); end != nil {
 			return end
 		}
 		if end := t.readReset(); end != nil {
@@ -298,7 +302,7 @@ func (t *transaction) stepwise() *End {
 		t.buf = c.appendCommand(t.buf[:0], t.tx, i)
 		stage := t.stageOf(i)
 		t.begin(stage, t.timeoutOf(stage))
-		if end := t.send(stage); end != nil {
+		if end := t.send(stage, i); end != nil {
 			return end
 		}
 		if end, done := t.readReply(i, i+1); done {
@@ -318,7 +322,7 @@ func (t *transaction) data() *End {
 	}
 	t.buf = append(t.buf[:0], "DATA\r\n"...)
 	t.begin(reply.StageData, t.c.cfg.Timeouts.Data)
-	if end := t.send(reply.StageData); end != nil {
+	if end := t.send(reply.StageData, 0); end != nil {
 		return end
 	}
 	end, _ := t.readReply(len(t.tx.To)+1, len(t.tx.To)+2)
@@ -395,7 +399,7 @@ func appendParam(b []byte, name, value string) []byte {
 
 // send writes a group of commands. Where that fails the relay may have said why: its reply then is the answer to the group's
 // first command.
-func (t *transaction) send(stage reply.Stage) *End {
+func (t *transaction) send(stage reply.Stage, first int) *End {
 	if _, err := t.c.nc.Write(t.buf); err != nil {
 		r, end := t.c.salvage(err)
 		if end != nil {
@@ -403,6 +407,10 @@ func (t *transaction) send(stage reply.Stage) *End {
 		}
 		t.c.broken = true
 		if !r.Temporary() && !r.Permanent() {
+			return t.c.give(reply.FailReset, err)
+		}
+		if stage == reply.StageRcpt && r.Code != 421 { // it is about one of them
+			t.res.Rcpts[first-1] = r
 			return t.c.give(reply.FailReset, err)
 		}
 		return &End{Stage: stage, Reply: r}
