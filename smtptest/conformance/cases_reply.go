@@ -36,9 +36,13 @@ func replyCases() []Case {
 			{"5xx", 554, "5.0.0 No", "is an error, and final"},
 			{"421", 421, "4.3.2 Going down", "is an error, worth sending again later, and the end of the connection"},
 		} {
+			why := kind.why
+			if !s.about {
+				why = "is an error, unless the sender can do without; it says nothing about the message"
+			}
 			all = append(all, Case{
 				Name: s.name + "-" + kind.name,
-				Why:  fmt.Sprintf("A %s %s %s.", kind.name, s.where, kind.why),
+				Why:  fmt.Sprintf("A %s %s %s.", kind.name, s.where, why),
 				run: func(t *trial) {
 					rule := t.server.On(s.stage).Reply(kind.code, kind.text)
 					err := t.send("Hello.\r\n", bob)
