@@ -162,7 +162,7 @@ type RelayError struct {
 	Relay   string // its name
 	Stage   Stage
 	Reply   Reply  // the zero Reply where none could be used
-	Failure string // why there was none: "dns", "connect", "timeout", "eof", "reset", "malformed", "out of step", "tls", "certificate", "capability", "auth", "token", "canceled", "deadline"; "" where there was a reply
+	Failure string // why there was none: "dns", "connect", "timeout", "eof", "reset", "malformed", "out of step", "tls", "certificate", "capability", "auth", "token", "local" (this process is out of files), "canceled", "deadline"; "" where there was a reply
 	Err     error  // what lies behind Failure; may be nil
 
 	quiet bool // As finds nothing

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -177,9 +179,9 @@ func TestEveryTokenIsRedacted(t *testing.T) {
 		defer h.close()
 		h.relays[0].On(smtptest.Auth).Reply(235, "2.7.0 yes")
 		h.relays[0].On(smtptest.Rcpt).For("first@example.com").Delay(time.Second).Reply(550, "5.7.1 not with "+token(1))
-		first := h.go1(t.Context(), envelope("first@example.com"))
+		first := h.async(t.Context(), envelope("first@example.com"))
 		time.Sleep(10 * time.Millisecond)
-		<-h.go1(t.Context(), envelope("second@example.com"))
+		<-h.async(t.Context(), envelope("second@example.com"))
 		r := <-first
 		if n.Load() != 2 || !errors.Is(r.Err, smtplb.ErrPermanent) || strings.Contains(r.Err.Error(), token(1)) {
 			t.Errorf("%d tokens: %v", n.Load(), r.Err)
@@ -236,7 +238,7 @@ func TestRelayThatLosesEnvelopesInAHurry(t *testing.T) {
 			failed := 0
 			var all []<-chan smtplb.Result
 			for i := range 20 {
-				all = append(all, h.go1(ctx, envelope(fmt.Sprintf("w%du%d@example.com", wave, i))))
+				all = append(all, h.async(ctx, envelope(fmt.Sprintf("w%du%d@example.com", wave, i))))
 			}
 			for _, done := range all {
 				if r := <-done; r.Err != nil {
@@ -268,6 +270,38 @@ func TestRetryOfAReaderThatWasNotRead(t *testing.T) {
 			t.Fatalf("%v: %v", r, err)
 		}
 		if _, err := h.pool.Deliver(t.Context(), r.Retry(e)); err != nil || h.stored("x@example.com") != 1 {
+			t.Error(err)
+		}
+	})
+}
+
+// A process that is out of files can't blame its relays for it.
+func TestOutOfFilesIsNobodysFault(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		full := true
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			d := c.Dial
+			c.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if full {
+					return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("socket", syscall.EMFILE)}
+				}
+				return d(ctx, network, addr)
+			}
+		})
+		defer h.close()
+		for range 20 {
+			r, err := h.pool.Deliver(t.Context(), envelope("x@example.com"))
+			if !errors.Is(err, smtplb.ErrTemporary) || !errors.Is(err, syscall.EMFILE) || len(r.Attempts) != 2 {
+				t.Fatalf("%v: %v", r, err)
+			}
+		}
+		for _, s := range h.pool.Stats().Relays {
+			if s.Faults != 0 || s.State != "closed" {
+				t.Errorf("%s: %d faults, %s", s.Name, s.Faults, s.State)
+			}
+		}
+		full = false
+		if _, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); err != nil {
 			t.Error(err)
 		}
 	})

@@ -20,8 +20,8 @@ func single(t *testing.T, opts ...smtptest.Option) *house {
 	return h
 }
 
-// go1 delivers e in the background.
-func (h *house) go1(ctx context.Context, e *smtplb.Envelope) <-chan smtplb.Result {
+// async delivers e in the background.
+func (h *house) async(ctx context.Context, e *smtplb.Envelope) <-chan smtplb.Result {
 	done := make(chan smtplb.Result, 1)
 	go func() {
 		r, err := h.pool.Deliver(ctx, e)
@@ -39,9 +39,9 @@ func TestNoRideForASecondTry(t *testing.T) {
 		h.relays[0].On(smtptest.EndOfData).Nth(1).Drop()
 		e := envelope("x@example.com", "y@example.com")
 		e.AtLeastOnce = true
-		first := h.go1(t.Context(), e)
+		first := h.async(t.Context(), e)
 		time.Sleep(25 * time.Millisecond) // connected: these two come in front of the second try, and one rides
-		others := []<-chan smtplb.Result{h.go1(t.Context(), envelope("a@example.com")), h.go1(t.Context(), envelope("b@example.com"))}
+		others := []<-chan smtplb.Result{h.async(t.Context(), envelope("a@example.com")), h.async(t.Context(), envelope("b@example.com"))}
 		r := <-first
 		if got := outcomes(r.Receipt); !strings.HasPrefix(got, "accepted") || len(r.Receipt.Attempts) != 2 || r.Receipt.Attempts[1].Rode {
 			t.Errorf("%s: %v: %+v", got, r.Err, r.Receipt.Attempts)
@@ -88,9 +88,9 @@ func TestNoRideBeforeTheRest(t *testing.T) {
 		for i := range 250 {
 			many = append(many, fmt.Sprintf("u%d@example.com", i))
 		}
-		first := h.go1(t.Context(), envelope(many...))
+		first := h.async(t.Context(), envelope(many...))
 		time.Sleep(time.Millisecond)
-		second := h.go1(t.Context(), envelope("x@example.com"))
+		second := h.async(t.Context(), envelope("x@example.com"))
 		for _, done := range []<-chan smtplb.Result{first, second} {
 			if r := <-done; r.Err != nil || len(r.Receipt.Attempts) != 1 {
 				t.Error(r.Receipt, r.Err)
@@ -131,12 +131,12 @@ func TestRiderIsCancelled(t *testing.T) {
 		h := single(t)
 		defer h.close()
 		h.relays[0].On(smtptest.EndOfData).Nth(1).Delay(400 * time.Millisecond)
-		first := h.go1(t.Context(), envelope("first@example.com"))
+		first := h.async(t.Context(), envelope("first@example.com"))
 		time.Sleep(time.Millisecond)
 		ctx, cancel := context.WithCancel(t.Context())
-		second := h.go1(ctx, envelope("second@example.com"))
+		second := h.async(ctx, envelope("second@example.com"))
 		time.Sleep(time.Millisecond)
-		third := h.go1(t.Context(), envelope("third@example.com"))
+		third := h.async(t.Context(), envelope("third@example.com"))
 		time.Sleep(200 * time.Millisecond)
 		cancel()
 		synctest.Wait()
@@ -175,7 +175,7 @@ func TestRiderLeavesForAFreeRelay(t *testing.T) {
 		var all []<-chan smtplb.Result
 		begun := time.Now()
 		for i := range 4 { // one on each relay, and one behind each
-			all = append(all, h.go1(t.Context(), envelope(fmt.Sprintf("u%d@example.com", i))))
+			all = append(all, h.async(t.Context(), envelope(fmt.Sprintf("u%d@example.com", i))))
 			time.Sleep(time.Millisecond)
 		}
 		quick := 0

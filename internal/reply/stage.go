@@ -49,12 +49,13 @@ const (
 	FailCapability          // the relay lacks what we require: STARTTLS, AUTH, a mechanism
 	FailAuth                // our side refused the authentication: a wrong server signature, no token, a forbidden mechanism
 	FailToken               // our side could not get credentials: the source of tokens failed
+	FailLocal               // our side is out of something that a connection needs: files, memory
 	FailCanceled            // the caller's context was cancelled, or the pool was closed
 	FailDeadline            // the caller's deadline passed, or too little of it is left to commit
 	FailSource              // the source of the message failed
 )
 
-var failureNames = [...]string{"", "dns", "connect", "timeout", "eof", "reset", "malformed", "out of step", "tls", "certificate", "capability", "auth", "token", "canceled", "deadline", "source"}
+var failureNames = [...]string{"", "dns", "connect", "timeout", "eof", "reset", "malformed", "out of step", "tls", "certificate", "capability", "auth", "token", "local", "canceled", "deadline", "source"}
 
 // String returns the failure's name in lower case, "" for FailNone.
 func (f Failure) String() string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/reply"
@@ -86,7 +87,11 @@ func (c *Conn) connect(ctx context.Context) *End {
 			c.stopped = contextError(ctx)
 		}
 		end := c.fail(err)
-		if end.Failure == reply.FailReset || end.Failure == reply.FailEOF {
+		switch {
+		case end.Failure != reply.FailReset && end.Failure != reply.FailEOF:
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
+			end.Failure = reply.FailLocal
+		default:
 			end.Failure = reply.FailConnect
 		}
 		return end

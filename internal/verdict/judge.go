@@ -88,7 +88,7 @@ func judgeFailure(f Fact) Verdict {
 		v.Blame = ConfigFault // it won't mend itself; never plain text instead
 	case reply.FailAuth:
 		v.Blame = AuthFault
-	case reply.FailToken: // not the relay's fault; another relay's credentials may come from elsewhere
+	case reply.FailToken, reply.FailLocal: // not the relay's fault; another relay's credentials may come from elsewhere, and it may have an idle connection
 		v.Blame = NotCounted
 	case reply.FailCapability:
 		switch f.Stage {

@@ -188,6 +188,7 @@ func TestJudgeFailures(t *testing.T) {
 		{"too little time left to commit", fact{Stage: reply.StageBody, Failure: reply.FailDeadline}, "D.X"},
 		{"deadline after the commit point", fact{Stage: reply.StageFinal, Failure: reply.FailDeadline, Committed: true}, "U.X"},
 		{"deadline after the commit point and a long wait", fact{Stage: reply.StageFinal, Failure: reply.FailDeadline, Committed: true, LongWait: true}, "U+X"},
+		{"we are out of files", fact{Stage: reply.StageDial, Failure: reply.FailLocal}, "F.X"},
 		{"the source failed", fact{Stage: reply.StageBody, Failure: reply.FailSource}, "D.X"},
 		{"the source failed before anything", fact{Stage: reply.StageMail, Failure: reply.FailSource, Reused: true, First: true}, "D.X"},
 		{"the source failed after the commit point", fact{Stage: reply.StageFinal, Failure: reply.FailSource, Committed: true}, "U.X"},
