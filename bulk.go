@@ -56,6 +56,8 @@ const maxBulk, maxInFlight = 1000, 10_000
 // out nor is the end of ctx noticed meanwhile. No more is taken from seq than is in flight, and none is asked for once ctx has ended: whoever breaks off knows
 // that what has no Result was not sent. A closed pool goes on, and defers whatever comes.
 //
+// A Reader is read to its end, and a go-mail message rendered, before seq is asked for the next envelope; a File is read in another goroutine, later.
+//
 // Yield a new Envelope each time, and let its message alone until its Result is handed out: bytes that are filled with the next recipient's text while they are being
 // sent make one recipient get another's mail. (The Envelope itself, and its To, are copied.)
 //

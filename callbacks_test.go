@@ -194,3 +194,28 @@ func TestRequireAllBehindARefusal(t *testing.T) {
 		}
 	})
 }
+
+// The breaker hears of an attempt before its slot is free: who waits for the slot must not be let onto a relay that has just failed.
+func TestBreakerHearsBeforeTheSlotIsFree(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var h *house
+		var held []int
+		h = newHouse(t, 1, func(c *smtplb.Config) {
+			c.Relays[0].Breaker = smtplb.Breaker{Consecutive: 1}
+			c.Relays[0].Conns.Max = 1
+			c.Hooks.RelayState = func(e smtplb.RelayEvent) {
+				if e.State == "open" {
+					held = append(held, h.pool.Stats().Relays[0].InFlight)
+				}
+			}
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.Mail).Drop()
+		if r, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); err == nil {
+			t.Error(r)
+		}
+		if len(held) != 1 || held[0] != 1 {
+			t.Errorf("slots in use when the breaker opened: %v", held)
+		}
+	})
+}

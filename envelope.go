@@ -64,7 +64,7 @@ const (
 	bodyKept  // what was read or rendered before: see content
 )
 
-// Body is where a message comes from: Bytes, File or Reader. It is read once, whole, in the goroutine of the caller, before any relay is tried, so that
+// Body is where a message comes from: Bytes, File or Reader. It is read once, whole, in the goroutine of the caller (a File or Bytes of a DeliverAll in one of its own), before any relay is tried, so that
 // every attempt sends the same bytes and a source that fails half-way is never mistaken for the end of the message. A message larger than Config.SpillSize is read into a temporary
 // file, unless it lies in memory as it is to be sent. The zero value is no message, which is an error.
 //

@@ -126,7 +126,7 @@ type Attempt struct {
 	Stage    Stage // how far it came: StageFinal where the relay answered the message
 	Reused   bool  // on a connection that had been used before
 	Rode     bool  // its envelope went out behind the body of another message, which saves a round trip
-	Redialed bool  // the reused connection proved stale and a new one took its place (RFC 5321 §3.8; counted nowhere)
+	Redialed bool  // the reused connection proved stale, or the relay lost the envelope that rode, and a new one took its place (RFC 5321 §3.8; counted nowhere)
 	Start    time.Time
 	Duration time.Duration // from Start, without Timings.Wait
 	Timings  Timings       // of the last transaction, where recipients were spread over several
