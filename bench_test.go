@@ -8,16 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/smtp"
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/smtplb/smtplb"
 )
@@ -108,34 +105,6 @@ func benchEnvelope() *smtplb.Envelope {
 	return &smtplb.Envelope{From: "a@example.com", To: []string{"x@example.com"}, Body: smtplb.Bytes(body2k)}
 }
 
-// sendNetSMTP sends n messages by net/smtp on one connection that is kept: MAIL, RCPT, DATA, the message, RSET.
-func sendNetSMTP(tb testing.TB, c *smtp.Client, n int) {
-	for range n {
-		if err := c.Mail("a@example.com"); err != nil {
-			tb.Error(err)
-			return
-		}
-		if err := c.Rcpt("x@example.com"); err != nil {
-			tb.Error(err)
-			return
-		}
-		w, err := c.Data()
-		if err != nil {
-			tb.Error(err)
-			return
-		}
-		if _, err := w.Write(body2k); err != nil {
-			tb.Error(err)
-		}
-		if err := w.Close(); err != nil {
-			tb.Error(err)
-		}
-		if err := c.Reset(); err != nil {
-			tb.Error(err)
-		}
-	}
-}
-
 // BenchmarkDeliver sends 2 KB messages one after the other.
 func BenchmarkDeliver(b *testing.B) {
 	p := benchPool(b, sink(b), 1)
@@ -162,62 +131,6 @@ func BenchmarkDeliverRiding(b *testing.B) {
 			}
 		}
 	})
-}
-
-// BenchmarkAgainstNetSMTP sends 2 KB messages from 8 goroutines over 8 kept connections, by net/smtp and by a Pool in turn, and reports the
-// median ratio of their rates. Run it with -benchtime 20x or more: an iteration is a round of both.
-func BenchmarkAgainstNetSMTP(b *testing.B) {
-	const workers, each = 8, 250
-	addr := sink(b)
-	clients := make([]*smtp.Client, workers)
-	for i := range clients {
-		c, err := smtp.Dial(addr)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer c.Close()
-		if err := c.Hello("localhost"); err != nil {
-			b.Fatal(err)
-		}
-		clients[i] = c
-	}
-	p := benchPool(b, addr, workers)
-	e := benchEnvelope()
-	crowd := func(f func(i int)) time.Duration {
-		var wg sync.WaitGroup
-		begun := time.Now()
-		for i := range workers {
-			wg.Go(func() { f(i) })
-		}
-		wg.Wait()
-		return time.Since(begun)
-	}
-	theirs := func() time.Duration { return crowd(func(i int) { sendNetSMTP(b, clients[i], each) }) }
-	ours := func() time.Duration {
-		return crowd(func(int) {
-			for range each {
-				if _, err := p.Deliver(b.Context(), e); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	}
-	theirs()
-	ours()
-	var ratios []float64
-	var n, rate float64
-	for b.Loop() {
-		t, o := theirs(), ours()
-		ratios = append(ratios, float64(t)/float64(o))
-		rate += workers * each / o.Seconds()
-		n++
-	}
-	slices.Sort(ratios)
-	b.ReportMetric(ratios[len(ratios)/2], "x-net/smtp")
-	b.ReportMetric(ratios[0], "x-min")
-	b.ReportMetric(rate/n, "msg/s")
-	b.ReportMetric(0, "ns/op")
 }
 
 // TestDeliverAllocations bounds what a Deliver of prebuilt bytes allocates, with a context that can end.
