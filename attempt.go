@@ -18,8 +18,8 @@ import (
 // happens, a panic in a hook or in the caller's Dial included.
 func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, since time.Time) {
 	t, a := &d.turn, &d.try
-	r := p.relays[t.Lane()]
-	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(t.Lane())}
+	r := d.fleet.byLane[t.Lane()]
+	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(r.index)}
 	now := time.Now()
 	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: now, Offered: d.pending, Timings: Timings{Wait: now.Sub(since)}}
 	d.tried.add(r.index)
@@ -98,7 +98,7 @@ func (a *attempt) run(ctx context.Context) {
 			a.unoffer()
 			a.drop()
 			if stale {
-				a.pool.conns.Recheck(a.relay.index)
+				a.pool.conns.Recheck(a.relay.lane)
 			}
 			if end := a.dial(ctx); end != nil {
 				a.failed(end)
@@ -130,7 +130,7 @@ func (a *attempt) owes(x *recipient) bool {
 // spent reports whether the connection has carried as many messages as it may.
 func (a *attempt) spent() bool {
 	uses, most := a.conn.Uses(), a.conn.Extensions().MailMax
-	return most > 0 && uses >= most || a.relay.maxUses > 0 && uses >= a.relay.maxUses
+	return most > 0 && uses >= most || a.relay.limits.MaxUses > 0 && uses >= a.relay.limits.MaxUses
 }
 
 // more reports whether recipients are left that this attempt has not offered.
@@ -184,7 +184,7 @@ func (a *attempt) dial(ctx context.Context) *session.End {
 }
 
 // learn keeps what a relay offers, so that messages it can't take are not tried there.
-func (r *relay) learn(x *session.Extensions) {
+func (r *standing) learn(x *session.Extensions) {
 	r.offers.Store(&offer{*x, time.Now()})
 }
 

@@ -43,13 +43,7 @@ func (b Bitset) Count() int {
 	return n
 }
 
-func (b Bitset) add(i int) { b[i/64] |= 1 << (i % 64) }
-func (b Bitset) addAll(c Bitset) {
-	for i, w := range c {
-		b[i] |= w
-	}
-}
-
+func (b Bitset) add(i int)    { b[i/64] |= 1 << (i % 64) }
 func (b Bitset) remove(i int) { b[i/64] &^= 1 << (i % 64) }
 
 func words(n int) int { return (n + 63) / 64 }

@@ -96,14 +96,14 @@ func (p *Pool) bulkLimit(n int) int {
 		return min(n, maxInFlight)
 	}
 	n = 0
-	if p == nil {
+	if p == nil || p.conns == nil {
 		return 1
 	}
-	for _, r := range p.relays {
-		if r.limit == 0 {
+	for _, r := range p.fleet.Load().relays {
+		if r.limits.Max <= 0 {
 			n += 10
 		}
-		n += r.limit
+		n += r.Limit()
 	}
 	return min(max(4*n, 4), maxBulk)
 }

@@ -18,6 +18,8 @@ import (
 // delivery is one Deliver under way. It belongs to one goroutine at a time, and is used again afterwards.
 type delivery struct {
 	pool    *Pool
+	fleet   *fleet // from whose relays it chooses; see move
+	moved   bool   // it was another one before
 	env     *Envelope
 	msg     message
 	whole   bool // Envelope.Body was read to its end
@@ -38,14 +40,14 @@ type delivery struct {
 	deadline time.Time
 	commitBy time.Time // nothing is begun after it that can't be undone; zero: no deadline
 
-	// Which relays may still be tried, by their number.
-	tried, denied, lanes Bitset
+	// Which relays may still be tried, by their number in fleet.
+	tried, denied, again Bitset
+	lanes                Bitset // the lanes of those that may take it now
 	skip, skipBuf        Bitset // of the tier that lanes is about
 	candidates           int    // relays that could be tried now, in any tier
 	prefer               string
-	larger               bool  // a relay said that the message is too large for it,
-	tooLargeFor          int64 // and this is the SIZE that it advertised
-	again                Bitset
+	larger               bool          // a relay said that the message is too large for it,
+	tooLargeFor          int64         // and this is the SIZE that it advertised
 	throttled            bool          // a relay wanted less mail
 	retryAfter           time.Duration // when it is worth asking for a relay again
 
@@ -86,8 +88,18 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 	}
 	d.receipt = &Receipt{ID: e.ID}
 	d.receipt.Attempts = d.receipt.attempt1[:0]
-	n := words(len(p.relays))
-	for i, set := range [...]*Bitset{&d.tried, &d.denied, &d.lanes, &d.skipBuf, &d.again} {
+	d.man(p.fleet.Load())
+	return d
+}
+
+// man makes the bitsets for a fleet.
+func (d *delivery) man(f *fleet) {
+	d.fleet = f
+	for i, set := range [...]*Bitset{&d.tried, &d.denied, &d.again, &d.skipBuf, &d.lanes} {
+		n := words(len(f.relays))
+		if set == &d.lanes {
+			n = words(len(f.byLane))
+		}
 		if n <= len(d.bits[i]) {
 			d.bits[i] = [4]uint64{}
 			*set = d.bits[i][:n]
@@ -95,7 +107,33 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 			*set = make(Bitset, n)
 		}
 	}
-	return d
+}
+
+// move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again.
+func (d *delivery) move() {
+	f := d.pool.fleet.Load()
+	if f == d.fleet {
+		return
+	}
+	var tried, again []*standing
+	for _, r := range d.fleet.relays {
+		if d.tried.Has(r.index) {
+			tried = append(tried, r.standing)
+		}
+		if d.again.Has(r.index) {
+			again = append(again, r.standing)
+		}
+	}
+	d.man(f)
+	d.moved = true
+	for _, r := range f.relays {
+		if slices.Contains(tried, r.standing) {
+			d.tried.add(r.index)
+		}
+		if slices.Contains(again, r.standing) {
+			d.again.add(r.index)
+		}
+	}
 }
 
 // free forgets everything that belongs to the caller, and gives d back.
@@ -161,7 +199,7 @@ func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && now
 
 // cut is when the stages before the commit point must be over for the other relays to have their share of the caller's time.
 func (d *delivery) cut(now time.Time) time.Time {
-	left := min(d.candidates, d.pool.maxAttempts-len(d.receipt.Attempts))
+	left := min(d.candidates, d.fleet.attempts-len(d.receipt.Attempts))
 	if d.deadline.IsZero() || left <= 1 {
 		return time.Time{}
 	}
@@ -221,7 +259,7 @@ func (d *delivery) decide(x *recipient, o Outcome) {
 func (d *delivery) finish(cause error) (*Receipt, error) {
 	r := d.receipt
 	against := 0 // relays that can't take such a message
-	for _, relay := range d.pool.relays {
+	for _, relay := range d.fleet.relays {
 		if !d.tried.Has(relay.index) && relay.lacks(d) != nil {
 			against++
 		}
@@ -239,7 +277,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 		x := &d.rcpts[i]
 		if x.outcome == 0 {
 			switch {
-			case cause == nil && x.refusals+against >= len(d.pool.relays):
+			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays): // of relays that came and went nobody knows
 				d.decide(x, Failed)
 			default:
 				d.decide(x, Deferred)
@@ -286,7 +324,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 // soonest is when the first relay can be used again, 0 where one can now.
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
-	for _, r := range d.pool.relays {
+	for _, r := range d.fleet.relays {
 		at := r.breaker.RetryAt()
 		if at.IsZero() {
 			return 0
@@ -301,7 +339,7 @@ func (d *delivery) soonest() time.Duration {
 // incapable tells what no relay can do.
 func (d *delivery) incapable() error {
 	var why []string
-	for _, r := range d.pool.relays {
+	for _, r := range d.fleet.relays {
 		if err := r.lacks(d); err != nil && len(why) < 3 {
 			why = append(why, r.name+": "+err.Error())
 		}

@@ -43,7 +43,7 @@ func (b Breaker) validate(path string, f *faults) {
 	}
 }
 
-func (r *relay) newBreaker(b Breaker) *breaker.Breaker {
+func (r *standing) newBreaker(b Breaker) *breaker.Breaker {
 	return breaker.New(breaker.Settings{
 		Consecutive: b.Consecutive, MinOutcomes: b.MinOutcomes, Ratio: b.Ratio, OpenFor: b.OpenFor, MaxOpen: b.MaxOpen,
 		Disabled: b.Off, OnChange: r.stateChanged,
@@ -51,7 +51,7 @@ func (r *relay) newBreaker(b Breaker) *breaker.Breaker {
 }
 
 // stateChanged is called by the breaker, under no lock, perhaps concurrently.
-func (r *relay) stateChanged() {
+func (r *standing) stateChanged() {
 	r.sync()
 	if r.pool.ctx.Err() != nil { // after Close nobody is told any more
 		return
@@ -74,7 +74,7 @@ func (r *relay) stateChanged() {
 
 // sync brings the relay's lane into line with its breaker. Several may run at once: whoever sets the lane last checks afterwards
 // that the breaker has not moved on.
-func (r *relay) sync() {
+func (r *standing) sync() {
 	for {
 		state := r.breaker.State()
 		lane := connpool.Down
@@ -84,7 +84,7 @@ func (r *relay) sync() {
 		case breaker.HalfOpen:
 			lane = connpool.Once
 		}
-		r.pool.conns.SetState(r.index, lane)
+		r.pool.conns.SetState(r.lane, lane)
 		if r.breaker.State() == state {
 			return
 		}
@@ -98,7 +98,7 @@ var gravity = [...]int{verdict.NotCounted: 0, verdict.Answered: 1, verdict.CoolD
 const maxFinalTimeouts = 3
 
 // outcome is what an attempt means for the relay's breaker.
-func (r *relay) outcome(blame verdict.Blame, f verdict.Fact) breaker.Outcome {
+func (r *standing) outcome(blame verdict.Blame, f verdict.Fact) breaker.Outcome {
 	if f.Committed && f.Failure == reply.FailTimeout {
 		if r.finalTimeouts.Add(1) >= maxFinalTimeouts {
 			return breaker.Long
@@ -123,7 +123,7 @@ func (r *relay) outcome(blame verdict.Blame, f verdict.Fact) breaker.Outcome {
 }
 
 // cooling reports whether the relay asked for less mail a moment ago. It is then used only where nothing else is left.
-func (r *relay) cooling() bool {
+func (r *standing) cooling() bool {
 	until := r.cooledUntil.Load()
 	return until != 0 && until > time.Now().UnixNano()
 }

@@ -1,11 +1,9 @@
 package smtplb
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,12 +13,9 @@ import (
 
 // Pool sends mail through several relays. It is made by New and safe for concurrent use. An application has one, and closes it at its end.
 type Pool struct {
-	relays []*relay // by tier
-	byName map[string]*relay
-	tiers  []tier
-	conns  *connpool.Pool[*session.Conn]
+	fleet atomic.Pointer[fleet]
+	conns *connpool.Pool[*session.Conn]
 
-	maxAttempts int
 	maxSize     int64
 	spillSize   int64
 	spillDir    string
@@ -45,19 +40,13 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{byName: make(map[string]*relay, len(c.Relays)), logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, maxAttempts: c.Retry.Attempts}
+	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize}
 	p.spillSize, p.spillDir, p.renders = c.SpillSize, c.SpillDir, make(chan struct{}, maxRenders)
 	if p.spillSize == 0 {
 		p.spillSize = defaultSpillSize
 	}
 	if p.maxSize == 0 {
 		p.maxSize = defaultMaxMessageSize
-	}
-	switch {
-	case p.maxAttempts == 0:
-		p.maxAttempts = defaultAttempts
-	case p.maxAttempts < 0:
-		p.maxAttempts = len(c.Relays)
 	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	p.conns = connpool.New(connpool.Config[*session.Conn]{
@@ -66,38 +55,11 @@ func New(c Config) (*Pool, error) {
 		Retire: p.retire,
 		Abort:  func(c *session.Conn) { c.Abort(ErrClosed) },
 	})
-	order := make([]int, len(c.Relays))
-	for i := range order {
-		order[i] = i
+	f, err := p.assemble(&c, sessions, nil)
+	if err != nil {
+		return nil, err
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(c.Relays[a].Tier, c.Relays[b].Tier) })
-	for _, i := range order {
-		cfg := &c.Relays[i]
-		limits := cfg.Conns.limits()
-		r := &relay{pool: p, index: len(p.relays), configured: i, name: cfg.name(), weight: max(cfg.Weight, 1), limit: max(limits.Max, 0), maxUses: limits.MaxUses, noRiding: cfg.NoRiding, chunking: cfg.Chunking, session: sessions[i]}
-		r.breaker = r.newBreaker(cfg.Breaker)
-		p.conns.AddLane(limits, connpool.Up)
-		p.relays = append(p.relays, r)
-		p.byName[r.name] = r
-		if n := len(p.tiers); n == 0 || p.tiers[n-1].number != cfg.Tier {
-			p.tiers = append(p.tiers, tier{first: r.index, number: cfg.Tier})
-		}
-		p.tiers[len(p.tiers)-1].n++
-	}
-	balancer := c.Balancer
-	if balancer == nil {
-		balancer = RoundRobin()
-	}
-	for i := range p.tiers {
-		t := &p.tiers[i]
-		views := make([]RelayView, t.n)
-		for j := range views {
-			views[j] = p.relays[t.first+j]
-		}
-		if t.picker = balancer.NewPicker(views); t.picker == nil {
-			return nil, &ConfigError{Path: "Balancer", Reason: "NewPicker returned nil"}
-		}
-	}
+	p.fleet.Store(f)
 	return p, nil
 }
 
@@ -137,7 +99,7 @@ func (p *Pool) Close() error {
 // stop ends waiting, connections and timers.
 func (p *Pool) stop() {
 	p.conns.Close()
-	for _, r := range p.relays {
+	for _, r := range p.fleet.Load().relays {
 		r.breaker.Stop()
 	}
 }

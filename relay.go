@@ -6,22 +6,29 @@ import (
 	"time"
 
 	"github.com/smtplb/smtplb/internal/breaker"
+	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
-// relay is a configured Relay at work. Its fields don't change after New but for the atomics and what has a lock of its own.
+// relay is a configured Relay at work: what does not change before the next Update, and its standing.
 type relay struct {
-	pool       *Pool
-	index      int // in Pool.relays, and the number of its lane
+	*standing
+	index      int // in fleet.relays
 	configured int // in Config.Relays
-	name       string
 	weight     int
-	limit      int // connections; 0: none
-	maxUses    int // messages on a connection; 0 or less: no limit
+	limits     connpool.Limits
+	breaking   Breaker
 	noRiding   bool
 	chunking   bool
 	session    *session.Config
-	breaker    *breaker.Breaker
+}
+
+// standing is what a pool knows of a relay, by its name: it outlives an Update. Its fields don't change but for the atomics and what has a lock of its own.
+type standing struct {
+	pool    *Pool
+	name    string
+	lane    int // in Pool.conns
+	breaker *breaker.Breaker
 
 	apart         apart
 	cooledUntil   atomic.Int64           // Unix nanoseconds
@@ -35,11 +42,20 @@ type relay struct {
 	counts        relayCounts
 }
 
-// Name, Weight, InFlight and Limit make a relay a RelayView.
-func (r *relay) Name() string    { return r.name }
-func (r *relay) Weight() float64 { return float64(r.weight) }
-func (r *relay) InFlight() int   { return r.pool.conns.Held(r.index) }
-func (r *relay) Limit() int      { return r.limit }
+func newStanding(p *Pool, c *Relay) *standing {
+	s := &standing{pool: p, name: c.name()}
+	s.breaker = s.newBreaker(c.Breaker)
+	s.lane = p.conns.AddLane(c.Conns.limits(), connpool.Up)
+	return s
+}
+
+// Name, InFlight and Limit, with view's Weight, make a relay a RelayView.
+func (r *relay) Name() string  { return r.name }
+func (r *relay) InFlight() int { return r.pool.conns.Held(r.lane) }
+func (r *relay) Limit() int    { return max(r.limits.Max, 0) }
+
+// weighs returns the relay's weight at this moment.
+func (r *relay) weighs() float64 { return float64(r.weight) }
 
 // offer is what a relay offered in its last EHLO.
 type offer struct {
@@ -51,7 +67,7 @@ type offer struct {
 const offerAge = 10 * time.Minute
 
 // reason is why the relay's breaker opened last, with the words of the fault that did it.
-func (r *relay) reason(cause string) string {
+func (r *standing) reason(cause string) string {
 	fault := r.lastFault.Load()
 	switch {
 	case cause == "" || fault == nil:
@@ -63,7 +79,7 @@ func (r *relay) reason(cause string) string {
 }
 
 // trouble tells why the relay is not used now, "" where its breaker lets mail through.
-func (r *relay) trouble() string {
+func (r *standing) trouble() string {
 	if r.breaker.Ready() {
 		return ""
 	}
@@ -79,7 +95,7 @@ func (r *relay) trouble() string {
 }
 
 // lacks tells what d needs and the relay, by its last EHLO, does not offer; nil where it may take d, or is not known.
-func (r *relay) lacks(d *delivery) error {
+func (r *standing) lacks(d *delivery) error {
 	x := r.offers.Load()
 	if x == nil {
 		return nil
@@ -99,10 +115,3 @@ func (r *relay) lacks(d *delivery) error {
 }
 
 var errNoLarger = errors.New("it takes no larger messages than the relay that refused this one for its size")
-
-// tier is the relays of one Relay.Tier: a range of Pool.relays.
-type tier struct {
-	first, n int
-	number   int // Relay.Tier
-	picker   Picker
-}

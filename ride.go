@@ -96,7 +96,7 @@ func (a *attempt) rides() bool { return a.record.Rode && !a.record.Redialed }
 
 // learnRiding keeps what a transaction showed of riding: whether it is worth it, as it isn't with a relay that takes its time, or refuses messages (each
 // then costs a connection), and whether the relay loses what follows a dot.
-func (r *relay) learnRiding(res *session.Result, rode bool) {
+func (r *standing) learnRiding(res *session.Result, rode bool) {
 	if res.End.Stage == reply.StageFinal {
 		if not := res.Timings.Final > rideWorth || !res.End.Reply.Positive(); not != r.noRide.Load() {
 			r.noRide.Store(not)

@@ -109,7 +109,7 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
-	for d.pending > 0 && len(d.receipt.Attempts) < p.maxAttempts {
+	for d.pending > 0 && len(d.receipt.Attempts) < d.fleet.attempts {
 		if len(d.receipt.Attempts) > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
 			clear(d.denied)
 			if d.choose() == nil {
@@ -135,6 +135,7 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
 	for {
+		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
 		}
@@ -144,9 +145,9 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		}
 		ok := false
 		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
-		if i := tier.picker.Pick(info); i >= 0 && i < tier.n && d.lanes.Has(tier.first+i) {
+		if r := tier.pick(info); r != nil && d.lanes.Has(r.lane) { // whatever it did to Skip
 			var t *connpool.Turn[*session.Conn]
-			if t, ok = p.conns.Try(tier.first + i); ok {
+			if t, ok = p.conns.Try(r.lane); ok {
 				d.turn = *t
 			}
 		}
@@ -156,7 +157,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				d.prefer = ""
 				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
-				d.denied.addAll(d.lanes)
+				d.deny()
 				continue
 			case errors.Is(err, connpool.ErrClosed):
 				return permit, false, ErrClosed
@@ -164,7 +165,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := p.relays[d.turn.Lane()]
+		r := d.fleet.byLane[d.turn.Lane()]
 		if permit, ok = r.admit(&d.turn); ok {
 			return permit, true, nil
 		}
@@ -173,7 +174,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 }
 
 // admit asks r's breaker for leave to use t, and gives t back where that is refused, or where a hook that hears of it panics.
-func (r *relay) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit, ok bool) {
+func (r *standing) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit, ok bool) {
 	defer func() {
 		if !ok {
 			t.Put(0)
@@ -202,32 +203,30 @@ var errWaitedEnough = errors.New("waited long enough for the preferred relay")
 // choose fills in d.lanes, the relays that may take d now, and d.skip, the same as the picker of their tier wants it. Relays that are cooling down, or that
 // refused this sender a moment ago, come in only where no tier has another. nil: nobody may.
 func (d *delivery) choose() *tier {
-	p := d.pool
+	f := d.fleet
 	clear(d.lanes)
-	if r := p.byName[d.prefer]; r != nil && d.may(r) {
-		d.lanes.add(r.index)
+	if r := f.byName[d.prefer]; r != nil && d.may(r) {
+		d.lanes.add(r.lane)
 		d.candidates = 0
-		for _, r := range p.relays {
+		for _, r := range f.relays {
 			if d.may(r) {
 				d.candidates++
 			}
 		}
-		return d.mask(p.tierOf(r))
+		return d.mask(f.tierOf(r))
 	}
 	for _, soft := range [...]bool{false, true} {
 		var chosen *tier
 		d.candidates = 0
-		for ti := range p.tiers {
-			t := &p.tiers[ti]
-			for i := t.first; i < t.first+t.n; i++ {
-				r := p.relays[i]
+		for _, t := range f.tiers {
+			for _, r := range t.relays {
 				if !d.may(r) || !soft && (r.cooling() || r.apart.has(d.msg.fromDomain)) {
 					continue
 				}
 				d.candidates++
 				if chosen == nil || chosen == t {
 					chosen = t
-					d.lanes.add(i)
+					d.lanes.add(r.lane)
 				}
 			}
 		}
@@ -245,25 +244,25 @@ func (d *delivery) may(r *relay) bool {
 
 // mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
 func (d *delivery) mask(t *tier) *tier {
-	d.skip = d.skipBuf[:words(t.n)]
+	d.skip = d.skipBuf[:words(len(t.relays))]
 	for w := range d.skip {
 		d.skip[w] = ^uint64(0)
 	}
-	for i := range t.n {
-		if d.lanes.Has(t.first+i) && d.pool.conns.Free(t.first+i) {
+	for i, r := range t.relays {
+		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane) {
 			d.skip.remove(i)
 		}
 	}
 	return t
 }
 
-func (p *Pool) tierOf(r *relay) *tier {
-	for i := range p.tiers {
-		if t := &p.tiers[i]; r.index < t.first+t.n {
-			return t
+// deny leaves out, for this turn, the relays in d.lanes.
+func (d *delivery) deny() {
+	for _, r := range d.fleet.relays {
+		if d.lanes.Has(r.lane) {
+			d.denied.add(r.index)
 		}
 	}
-	return nil
 }
 
 // nobody tells why choose found no relay: nil where all were tried or can't take such a message, so that their words decide.
@@ -271,7 +270,7 @@ func (d *delivery) nobody() error {
 	untried := false
 	now := time.Now()
 	var why []string
-	for _, r := range d.pool.relays {
+	for _, r := range d.fleet.relays {
 		if d.tried.Has(r.index) || r.lacks(d) != nil {
 			continue
 		}

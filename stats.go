@@ -58,14 +58,14 @@ func (p *Pool) Stats() Stats {
 	if p == nil || p.conns == nil {
 		return Stats{}
 	}
+	f := p.fleet.Load()
 	s := Stats{
-		Relays: make([]RelayStats, len(p.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
+		Relays: make([]RelayStats, len(f.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
 		Sends: p.sends.Load(), Failovers: p.failovers.Load(),
 	}
-	for ti := range p.tiers {
-		t := &p.tiers[ti]
-		for _, r := range p.relays[t.first : t.first+t.n] {
-			b, c := r.breaker.Stats(), p.conns.Stats(r.index)
+	for _, t := range f.tiers {
+		for _, r := range t.relays {
+			b, c := r.breaker.Stats(), p.conns.Stats(r.lane)
 			rs := RelayStats{
 				Name: r.name, Weight: r.weight, Tier: t.number,
 				State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(),

@@ -1,0 +1,166 @@
+package smtplb
+
+import (
+	"cmp"
+	"slices"
+	"sync/atomic"
+
+	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/session"
+)
+
+// fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers; Update puts another one in its place. A send looks
+// at the pool's fleet anew for each turn.
+type fleet struct {
+	relays   []*relay // by tier
+	byName   map[string]*relay
+	byLane   []*relay // by the number of their lane; nil where that is not one of the fleet's
+	tiers    []*tier
+	balancer Balancer
+	attempts int // for one message at the most
+}
+
+// tier is the relays of one Relay.Tier: a range of fleet.relays.
+type tier struct {
+	first  int
+	relays []*relay
+	number int // Relay.Tier
+	picks  atomic.Pointer[picks]
+}
+
+// picks is a picker, and the weights that it was made for.
+type picks struct {
+	picker  Picker
+	weights []float64
+}
+
+// pick asks the tier's picker, nil where it has nobody.
+func (t *tier) pick(info PickInfo) *relay {
+	if i := t.picks.Load().picker.Pick(info); i >= 0 && i < len(t.relays) {
+		return t.relays[i]
+	}
+	return nil
+}
+
+// view is a relay as a Balancer sees it: with the weight that it has at the moment of NewPicker.
+type view struct {
+	*relay
+	weight float64
+}
+
+func (v view) Weight() float64 { return v.weight }
+
+// weigh returns what the tier's relays weigh now.
+func (t *tier) weigh() []float64 {
+	weights := make([]float64, len(t.relays))
+	for i, r := range t.relays {
+		weights[i] = r.weighs()
+	}
+	return weights
+}
+
+// build makes the tier's picker for the weights, and reports whether the balancer made one.
+func (t *tier) build(b Balancer, weights []float64) bool {
+	views := make([]RelayView, len(t.relays))
+	for i, r := range t.relays {
+		views[i] = view{r, weights[i]}
+	}
+	picker := b.NewPicker(views)
+	if picker != nil {
+		t.picks.Store(&picks{picker, weights})
+	}
+	return picker != nil
+}
+
+// reweigh makes new pickers where a relay's weight is not what it was. One goroutine at a time runs it (see keeper).
+func (f *fleet) reweigh() {
+	for _, t := range f.tiers {
+		if weights := t.weigh(); !slices.Equal(weights, t.picks.Load().weights) {
+			t.build(f.balancer, weights)
+		}
+	}
+}
+
+// assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
+// there is an error.
+func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
+	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts}
+	switch {
+	case f.attempts == 0:
+		f.attempts = defaultAttempts
+	case f.attempts < 0:
+		f.attempts = len(c.Relays)
+	}
+	if f.balancer == nil {
+		f.balancer = RoundRobin()
+	}
+	order := make([]int, len(c.Relays))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(c.Relays[a].Tier, c.Relays[b].Tier) })
+	for _, i := range order {
+		cfg := &c.Relays[i]
+		r := &relay{
+			index: len(f.relays), configured: i, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
+			noRiding: cfg.NoRiding, chunking: cfg.Chunking, session: sessions[i],
+		}
+		if was := old.named(cfg.name()); was != nil {
+			r.standing = was.standing
+		} else {
+			r.standing = newStanding(p, cfg)
+		}
+		f.relays = append(f.relays, r)
+		f.byName[r.name] = r
+		if r.lane >= len(f.byLane) {
+			f.byLane = append(f.byLane, make([]*relay, r.lane+1-len(f.byLane))...)
+		}
+		f.byLane[r.lane] = r
+		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier {
+			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier})
+		}
+	}
+	for i, t := range f.tiers {
+		end := len(f.relays)
+		if i+1 < len(f.tiers) {
+			end = f.tiers[i+1].first
+		}
+		t.relays = f.relays[t.first:end:end]
+		if !t.build(f.balancer, t.weigh()) {
+			p.forget(f, old)
+			return nil, &ConfigError{Path: "Balancer", Reason: "NewPicker returned nil"}
+		}
+	}
+	return f, nil
+}
+
+// named returns the relay of that name, nil where there is none.
+func (f *fleet) named(name string) *relay {
+	if f == nil {
+		return nil
+	}
+	return f.byName[name]
+}
+
+// tierOf returns the tier of one of the fleet's relays.
+func (f *fleet) tierOf(r *relay) *tier {
+	for _, t := range f.tiers {
+		if r.index < t.first+len(t.relays) {
+			return t
+		}
+	}
+	return nil
+}
+
+// forget lets go of the relays of f that are not in kept.
+func (p *Pool) forget(f, kept *fleet) {
+	if f == nil {
+		return
+	}
+	for _, r := range f.relays {
+		if is := kept.named(r.name); is == nil || is.standing != r.standing {
+			r.breaker.Stop()
+			p.conns.SetState(r.lane, connpool.Down)
+		}
+	}
+}
