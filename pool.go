@@ -25,6 +25,7 @@ type Pool struct {
 	hooks       Hooks
 
 	gate      gate
+	keeper    keeper
 	ctx       context.Context // ends with Close
 	cancel    context.CancelCauseFunc
 	sends     atomic.Uint64
@@ -98,6 +99,7 @@ func (p *Pool) Close() error {
 
 // stop ends waiting, connections and timers.
 func (p *Pool) stop() {
+	p.keeper.stop()
 	p.conns.Close()
 	for _, r := range p.fleet.Load().relays {
 		r.breaker.Stop()
@@ -123,6 +125,7 @@ type gate struct {
 	mu     sync.Mutex // guards the following fields; held for arithmetic only
 	closed bool
 	active int           // sends
+	total  atomic.Uint64 // sends admitted; written under mu
 	ended  chan struct{} // made by shut; closed when closed and active is 0
 	bg     int           // goroutines
 	bgDone chan struct{} // closed when bg falls to 0; nil while nobody waits
@@ -136,6 +139,7 @@ func (g *gate) enter() bool {
 		return false
 	}
 	g.active++
+	g.total.Add(1)
 	return true
 }
 
@@ -170,16 +174,33 @@ func (g *gate) shut() <-chan struct{} {
 
 // spawn runs f in a goroutine that background waits for, unless ctx has ended.
 func (g *gate) spawn(ctx context.Context, f func()) bool {
+	if !g.begin(ctx) {
+		return false
+	}
+	go func() {
+		defer g.done()
+		f()
+	}()
+	return true
+}
+
+// run runs f in this goroutine, of a timer, which background then waits for, unless ctx has ended.
+func (g *gate) run(ctx context.Context, f func()) bool {
+	if !g.begin(ctx) {
+		return false
+	}
+	defer g.done()
+	f()
+	return true
+}
+
+func (g *gate) begin(ctx context.Context) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if ctx.Err() != nil {
 		return false
 	}
 	g.bg++
-	go func() {
-		defer g.done()
-		f()
-	}()
 	return true
 }
 

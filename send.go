@@ -73,6 +73,7 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 		return nil, &EnvelopeError{Reason: "the envelope is nil"}
 	}
 	admitted := p.gate.enter()
+	p.wake()
 	d := newDelivery(p, e)
 	d.admitted = admitted
 	ready := false

@@ -139,10 +139,10 @@ func (s Settings) withDefaults() Settings {
 
 // A Breaker says whether a relay may be tried. Make one with New; its methods may be called at any time by anybody.
 type Breaker struct {
-	set Settings // not changed
-	cb  *gobreaker.TwoStepCircuitBreaker[struct{}]
+	onChange func() // not changed
 
 	state atomic.Uint32 // the mirror of State; written under mu
+	off   atomic.Bool   // Settings.Disabled; written under mu
 
 	// What gobreaker's callbacks touch. They run under its mutex, where any call of gobreaker would deadlock.
 	trip  atomic.Bool  // the answer to ReadyToTrip
@@ -151,6 +151,8 @@ type Breaker struct {
 	// mu guards the following fields and orders all calls of gobreaker: with its tiny timeout it would take an Allow that comes
 	// right after a trip for a probe. Lock order: mu, then gobreaker's own. OnChange is never called under it.
 	mu          sync.Mutex
+	set         Settings
+	cb          *gobreaker.TwoStepCircuitBreaker[struct{}]
 	stopped     bool
 	gen         uint64 // a permit of another generation is late. Changes when the breaker opens and when a probe ends
 	window      window
@@ -173,15 +175,20 @@ var (
 // New returns a closed Breaker.
 func New(s Settings) *Breaker {
 	s = s.withDefaults()
-	b := &Breaker{set: s}
-	if s.Disabled {
-		return b
-	}
+	b := &Breaker{set: s, onChange: s.OnChange}
 	now := time.Now()
 	b.since = now
 	b.window.init(s.Window, now)
 	b.short = backOff{first: s.OpenFor, most: s.MaxOpen, closed: now}
 	b.long = backOff{first: s.LongOpenFor, most: s.MaxLongOpen, closed: now}
+	b.off.Store(s.Disabled)
+	b.newInner()
+	return b
+}
+
+// newInner makes a closed gobreaker.
+func (b *Breaker) newInner() {
+	b.inner.Store(int32(gobreaker.StateClosed))
 	b.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		MaxRequests:   probesToClose,
 		Interval:      0, // no buckets: they forget what took longer
@@ -191,7 +198,42 @@ func New(s Settings) *Breaker {
 		IsSuccessful:  func(err error) bool { return err == nil },
 		IsExcluded:    func(err error) bool { return err == errNotCounted },
 	})
-	return b
+}
+
+// Configure changes the settings, but for OnChange. State, counts and back-off stay; an opening that is under way ends when it would have ended. Only Disabled
+// closes the breaker, at once.
+func (b *Breaker) Configure(s Settings) {
+	s = s.withDefaults()
+	b.mu.Lock()
+	before, now := b.State(), time.Now()
+	if s.Window != b.set.Window {
+		b.window.init(s.Window, now)
+	}
+	b.short.first, b.short.most = s.OpenFor, s.MaxOpen
+	b.long.first, b.long.most = s.LongOpenFor, s.MaxLongOpen
+	b.set = s
+	b.off.Store(s.Disabled)
+	if s.Disabled && before != Closed && !b.stopped {
+		b.gen++
+		b.probe = nil
+		b.retryAt = time.Time{}
+		b.disarmLocked()
+		b.newInner()
+		b.closeLocked(now)
+	}
+	b.unlock(before)
+}
+
+// Retry ends an opening (a millisecond from now), and forgets the back-off of Long outcomes: what they were about, a login, was changed.
+func (b *Breaker) Retry() {
+	b.mu.Lock()
+	defer b.mu.Unlock() // nothing has moved yet
+	b.long.k = 0
+	if b.State() == Open && !b.stopped {
+		now := time.Now()
+		b.retryAt = now.Add(minOpen)
+		b.armLocked(now, minOpen)
+	}
 }
 
 // State returns the present state. It takes no lock and never moves the state.
@@ -216,7 +258,7 @@ func (b *Breaker) Allow() (Permit, bool) {
 	if !b.Ready() {
 		return Permit{}, false
 	}
-	if b.cb == nil {
+	if b.off.Load() {
 		return Permit{}, true
 	}
 	return b.admit()
@@ -274,7 +316,7 @@ func (p *Permit) Done(o Outcome) {
 	done := p.done
 	p.done = nil
 	before := b.State()
-	if done != nil && p.gen == b.gen && !b.stopped {
+	if done != nil && p.gen == b.gen && !b.stopped && !b.off.Load() {
 		if before == Closed {
 			b.countLocked(done, o)
 		} else {
@@ -321,8 +363,8 @@ func (b *Breaker) Stop() {
 func (b *Breaker) unlock(before State) {
 	changed := b.State() != before
 	b.mu.Unlock()
-	if changed && b.set.OnChange != nil {
-		b.set.OnChange()
+	if changed && b.onChange != nil {
+		b.onChange()
 	}
 }
 
