@@ -103,10 +103,14 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		cfg := &c.Relays[i]
 		r := &relay{
 			index: len(f.relays), configured: i, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
-			noRiding: cfg.NoRiding, chunking: cfg.Chunking, session: sessions[i],
+			noRiding: cfg.NoRiding, chunking: cfg.Chunking,
+			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: sessions[i],
 		}
 		if was := old.named(cfg.name()); was != nil {
 			r.standing = was.standing
+			if r.sameConnection(was) {
+				r.session = was.session // with its TLS sessions
+			}
 		} else {
 			r.standing = newStanding(p, cfg)
 		}

@@ -43,11 +43,16 @@ func (b Breaker) validate(path string, f *faults) {
 	}
 }
 
+func (b Breaker) settings() breaker.Settings {
+	return breaker.Settings{
+		Consecutive: b.Consecutive, MinOutcomes: b.MinOutcomes, Ratio: b.Ratio, OpenFor: b.OpenFor, MaxOpen: b.MaxOpen, Disabled: b.Off,
+	}
+}
+
 func (r *standing) newBreaker(b Breaker) *breaker.Breaker {
-	return breaker.New(breaker.Settings{
-		Consecutive: b.Consecutive, MinOutcomes: b.MinOutcomes, Ratio: b.Ratio, OpenFor: b.OpenFor, MaxOpen: b.MaxOpen,
-		Disabled: b.Off, OnChange: r.stateChanged,
-	})
+	s := b.settings()
+	s.OnChange = r.stateChanged
+	return breaker.New(s)
 }
 
 // stateChanged is called by the breaker, under no lock, perhaps concurrently.

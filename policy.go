@@ -102,3 +102,10 @@ func (a *apart) has(domain string) bool {
 	}
 	return ok
 }
+
+func (a *apart) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.until = nil
+	a.n.Store(0)
+}

@@ -13,8 +13,9 @@ import (
 
 // Pool sends mail through several relays. It is made by New and safe for concurrent use. An application has one, and closes it at its end.
 type Pool struct {
-	fleet atomic.Pointer[fleet]
-	conns *connpool.Pool[*session.Conn]
+	fleet   atomic.Pointer[fleet]
+	updates chan struct{} // of one slot, taken while the fleet is replaced
+	conns   *connpool.Pool[*session.Conn]
 
 	maxSize     int64
 	spillSize   int64
@@ -42,6 +43,7 @@ func New(c Config) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize}
+	p.updates = make(chan struct{}, 1)
 	p.spillSize, p.spillDir, p.renders = c.SpillSize, c.SpillDir, make(chan struct{}, maxRenders)
 	if p.spillSize == 0 {
 		p.spillSize = defaultSpillSize

@@ -1,6 +1,7 @@
 package smtplb
 
 import (
+	"crypto/tls"
 	"errors"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,9 @@ type relay struct {
 	breaking   Breaker
 	noRiding   bool
 	chunking   bool
+	ownDial    bool // Relay.Dial or Config.Dial
+	localAddr  string
+	tlsConfig  *tls.Config // as configured
 	session    *session.Config
 }
 

@@ -1,0 +1,89 @@
+package smtplb
+
+import (
+	"slices"
+
+	"github.com/smtplb/smtplb/internal/session"
+)
+
+// Update puts another configuration in the place of the present one while mail is being sent. No send fails because of it: an attempt that is under way ends as it would
+// have, and what is still to be tried is tried by the new configuration. Update checks c whole, as New does; where it returns an error, nothing has changed.
+//
+// A relay is the same if its Name is (which defaults to Addr: to move a relay to another address, it needs a name). It keeps its circuit breaker, its figures and, where what they depend
+// on is the same, its connections. Where address, TLS, credentials, LocalName or timeouts differ, idle connections are closed with a QUIT, and those in use after
+// their message; so they are where there is an Auth or a Dial function, as functions can't be compared. Its breaker, if open, then lets the next message try.
+// A relay that is no longer there gets no new mail; its connections end likewise, and its figures go.
+//
+// MaxMessageSize, SpillSize, SpillDir, Logger and Hooks stay as they were in New, whatever c says. Calls are carried out one after the other; the Balancer's NewPicker must not
+// call Update.
+func (p *Pool) Update(c Config) error {
+	if p == nil || p.conns == nil {
+		return errNotMade
+	}
+	sessions, err := c.validate()
+	if err != nil {
+		return err
+	}
+	c.Relays = slices.Clone(c.Relays)
+	p.updates <- struct{}{}
+	defer func() { <-p.updates }()
+	if p.ctx.Err() != nil {
+		return ErrClosed
+	}
+	return p.replace(&c, sessions)
+}
+
+// replace puts the fleet of c in the place of the present one. Who calls it has p.updates.
+func (p *Pool) replace(c *Config, sessions []*session.Config) error {
+	old := p.fleet.Load()
+	f, err := p.assemble(c, sessions, old)
+	if err != nil {
+		return err
+	}
+	p.fleet.Store(f) // from here on no turn begins by the old one
+	for _, r := range f.relays {
+		if was := old.named(r.name); was != nil {
+			r.succeed(was)
+		}
+	}
+	p.forget(old, f)
+	if p.ctx.Err() != nil { // Close may not have seen the new ones
+		p.forget(f, nil)
+		return ErrClosed
+	}
+	p.attend()
+	return nil
+}
+
+// succeed brings what outlives was into line with r.
+func (r *relay) succeed(was *relay) {
+	if r.limits != was.limits {
+		r.pool.conns.SetLimits(r.lane, r.limits)
+	}
+	if r.breaking != was.breaking {
+		r.breaker.Configure(r.breaking.settings())
+	}
+	if r.session == was.session {
+		return
+	}
+	r.pool.conns.Flush(r.lane)
+	r.offers.Store(nil)
+	r.refusesChunks.Store(false)
+	r.noRide.Store(false)
+	r.rideTrial.Store(0)
+	r.noRideUntil.Store(0)
+	r.cooledUntil.Store(0)
+	r.finalTimeouts.Store(0)
+	r.apart.forget()
+	r.breaker.Retry()
+}
+
+// sameConnection reports whether a connection that was made for was may be used for r.
+func (r *relay) sameConnection(was *relay) bool {
+	a, b := r.session, was.session
+	return !r.ownDial && !was.ownDial && a.Auth == nil && b.Auth == nil &&
+		a.Network == b.Network && a.Addr == b.Addr && a.Host == b.Host && a.LocalName == b.LocalName && r.localAddr == was.localAddr &&
+		a.TLS == b.TLS && a.PlainAuth == b.PlainAuth && r.tlsConfig == was.tlsConfig &&
+		a.Username == b.Username && a.Password == b.Password && slices.Equal(a.Mechanisms, b.Mechanisms) &&
+		slices.Equal(a.Ignore, b.Ignore) && a.Timeouts == b.Timeouts
+}
