@@ -146,7 +146,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if i := tier.picker.Pick(info); i >= 0 && i < tier.n && d.lanes.Has(tier.first+i) {
 			var t *connpool.Turn[*session.Conn]
-			if t, ok = p.conns.Try(tier.first + i); ok {
+			if t, ok = p.conns.Try(tier.first+i, false); ok {
 				d.turn = *t
 			}
 		}
@@ -250,7 +250,7 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i := range t.n {
-		if d.lanes.Has(t.first+i) && d.pool.conns.Free(t.first+i) {
+		if d.lanes.Has(t.first+i) && d.pool.conns.Free(t.first+i, false) {
 			d.skip.remove(i)
 		}
 	}
