@@ -18,7 +18,7 @@ import (
 // happens, a panic in a hook or in the caller's Dial included.
 func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, since time.Time) {
 	t, a := &d.turn, &d.try
-	r := d.fleet.byLane[t.Lane()]
+	r := d.fleet.byLane[connpool.Member(t.Lane())]
 	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(r.index)}
 	now := time.Now()
 	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: now, Offered: d.pending, Timings: Timings{Wait: now.Sub(since)}}
