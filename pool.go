@@ -86,7 +86,7 @@ func New(c Config) (*Pool, error) {
 	}
 	balancer := c.Balancer
 	if balancer == nil {
-		balancer = RoundRobin()
+		balancer = Adaptive()
 	}
 	for i := range p.tiers {
 		t := &p.tiers[i]

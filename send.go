@@ -143,7 +143,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			return permit, false, d.nobody()
 		}
 		ok := false
-		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
+		info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if i := tier.picker.Pick(info); i >= 0 && i < tier.n && d.lanes.Has(tier.first+i) {
 			var t *connpool.Turn[*session.Conn]
 			if t, ok = p.conns.Try(tier.first + i); ok {

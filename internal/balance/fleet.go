@@ -25,14 +25,13 @@ type fleet struct {
 	costs   []float64 // 1/weight
 	live    []uint64  // bit set: the weight is more than 0
 	least   float64   // of costs
-	table   *Table
-	alias   *Alias
+	RoundRobin
 }
 
 func newFleet(weights []float64) fleet {
 	f := fleet{
 		weights: normal(weights), costs: make([]float64, len(weights)), live: make([]uint64, (len(weights)+63)/64),
-		least: math.Inf(1), table: NewTable(weights, 0), alias: NewAlias(weights),
+		least: math.Inf(1), RoundRobin: *NewRoundRobin(weights),
 	}
 	for i, w := range f.weights {
 		if w > 0 {
@@ -42,17 +41,6 @@ func newFleet(weights []float64) fleet {
 		}
 	}
 	return f
-}
-
-// turn returns the index whose turn it is, or one by a weighted draw where that one is skipped, or where this is no first attempt: who tries again
-// must not use up a place in the sequence. -1: all are skipped.
-func (f *fleet) turn(first bool, skip []uint64) int {
-	if first {
-		if i := f.table.Next(); i < 0 || !has(skip, i) {
-			return i
-		}
-	}
-	return f.alias.DrawAmong(skip)
 }
 
 // among returns which of the indices 64·w to 64·w+63 may be chosen.
@@ -96,6 +84,28 @@ func (f *fleet) drawEqual(loads []Load, plus, least float64, skip []uint64, i in
 	return i
 }
 
+// RoundRobin picks the one whose turn it is in a Table, or draws by weight where that one can't be used.
+type RoundRobin struct {
+	table *Table
+	alias *Alias
+}
+
+// NewRoundRobin returns the picker for weights.
+func NewRoundRobin(weights []float64) *RoundRobin {
+	return &RoundRobin{NewTable(weights, 0), NewAlias(weights)}
+}
+
+// Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message: who tries again must not use up a place in the
+// sequence.
+func (p *RoundRobin) Pick(first bool, skip []uint64) int {
+	if first {
+		if i := p.table.Next(); i < 0 || !has(skip, i) {
+			return i
+		}
+	}
+	return p.alias.DrawAmong(skip)
+}
+
 // LeastInFlight picks the one with the fewest sends in flight for its weight. Among equals it is the one whose turn it is in a Table: an idle fleet is used as its weights say.
 type LeastInFlight struct {
 	fleet
@@ -109,7 +119,7 @@ func NewLeastInFlight(weights []float64, loads []Load) *LeastInFlight {
 
 // Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message.
 func (p *LeastInFlight) Pick(first bool, skip []uint64) int {
-	a := p.turn(first, skip)
+	a := p.RoundRobin.Pick(first, skip)
 	if a < 0 {
 		return -1
 	}
@@ -141,7 +151,7 @@ func NewAdaptive(weights []float64, loads []Load) *Adaptive {
 
 // Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message.
 func (p *Adaptive) Pick(first bool, skip []uint64) int {
-	a := p.turn(first, skip)
+	a := p.RoundRobin.Pick(first, skip)
 	if a < 0 {
 		return -1
 	}

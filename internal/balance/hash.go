@@ -11,7 +11,7 @@ import (
 // (1998); the logarithm makes each relay's share of the keys that of its weight). Who takes a relay away moves that relay's keys only, and every process that knows the same names comes to the
 // same answer.
 //
-// Beyond 64 relays a key stands for one of some thousands of slots, and what a slot's relay is is remembered.
+// Beyond 64 relays a key stands for one of 65,536 slots, and which relay a slot has is remembered.
 type Hash struct {
 	fleet
 	loads []Load
@@ -22,9 +22,8 @@ type Hash struct {
 }
 
 const (
-	slotsFrom    = 64      // above it there are slots,
-	slotsForEach = 64      // at least so many for each relay,
-	slotsMost    = 1 << 16 // in all no more
+	slotsFrom = 64 // relays; with more there are slots
+	slotBits  = 16 // as many slots whatever the number of relays: else keys would move where it changes
 )
 
 // NewHash returns the picker for the relays of these names. bound, if it is more than 0, is how many times its weight's share of all sends in flight a relay may have: above it,
@@ -41,8 +40,8 @@ func NewHash(weights []float64, names []string, loads []Load, bound float64) *Ha
 			h.equal = h.equal && w == 1
 		}
 	}
-	if n := len(names); n > slotsFrom {
-		h.slots = make([]atomic.Int32, min(slotsMost, 1<<bits.Len(uint(slotsForEach*n-1))))
+	if len(names) > slotsFrom {
+		h.slots = make([]atomic.Int32, 1<<slotBits)
 	}
 	return h
 }
@@ -52,7 +51,7 @@ func (h *Hash) Pick(key string, skip []uint64) int {
 	k := Sum(key)
 	first := -1
 	if h.slots != nil {
-		slot := k >> (64 - bits.Len(uint(len(h.slots)-1)))
+		slot := k >> (64 - slotBits)
 		k = mix(slot + 1)
 		if first = int(h.slots[slot].Load()) - 1; first < 0 {
 			if first = h.scan(k, nil, math.Inf(1)); first < 0 {
