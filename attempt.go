@@ -50,6 +50,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	a.release()
 
 	a.record.Duration = time.Since(a.record.Start)
+	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
 		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),

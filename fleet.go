@@ -91,7 +91,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		f.attempts = len(c.Relays)
 	}
 	if f.balancer == nil {
-		f.balancer = RoundRobin()
+		f.balancer = Adaptive()
 	}
 	order := make([]int, len(c.Relays))
 	for i := range order {

@@ -147,7 +147,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			return permit, false, d.nobody()
 		}
 		ok := false
-		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
+		info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if r := tier.pick(info); r != nil && d.lanes.Has(r.member) { // whatever it did to Skip
 			var t *connpool.Turn[*session.Conn]
 			if t, ok = p.conns.Try(r.lane, d.place.Bulk); ok {
