@@ -28,6 +28,9 @@ type Config struct {
 	Balancer Balancer
 	// Retry bounds the attempts for a message.
 	Retry Retry
+	// Streams are the classes of traffic that Envelope.Stream names, and how they wait for connections. nil: "bulk" and "marketing" are put back by 30 s and get no slots that
+	// Conns.Reserved keeps back; all others are equal.
+	Streams []Stream
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string
 	// Dial opens connections, where a Relay has no Dial of its own: a proxy, an in-memory network. It must end with its context. Default: a
@@ -269,6 +272,7 @@ func (c *Config) validate() ([]*session.Config, error) {
 	if b, ok := c.Balancer.(*ownBalancer); ok && b.fault != "" {
 		f.add("Balancer", "%s", b.fault)
 	}
+	c.validateStreams(&f)
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))
 	for i := range c.Relays {
@@ -328,6 +332,9 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 	}
 	r.validateTLS(path, f, s, target)
 	r.validateAuth(path, f, s)
+	if limits := r.Conns.limits(); r.Conns.Reserved > 0 && limits.Max > 0 && limits.Reserved >= limits.Max {
+		f.add(path+".Conns.Reserved", "is %d of %d connections; bulk needs one at least", r.Conns.Reserved, limits.Max)
+	}
 	r.Breaker.validate(path+".Breaker", f)
 	for _, d := range []struct {
 		field string

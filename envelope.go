@@ -27,7 +27,7 @@ type Envelope struct {
 	LineEndings LineEndings
 	// Key is what a Hash balancer goes by: all envelopes with the same key, such as a tenant's, leave through the same relay while it can be used. At most 1,024 bytes; may be empty.
 	Key string
-	// Stream names the traffic class that the message belongs to, such as "transactional" or "bulk", for a Balancer of your own. At most 64 bytes; may be empty.
+	// Stream names the traffic class that the message belongs to, see Config.Streams: "bulk", say, which then doesn't delay the others. At most 64 bytes; may be empty.
 	Stream string
 	// Prefer names a relay to try first: see Receipt.Retry. Where it has no free connection it is waited for, up to 30 s; where it is sick, or unknown, others are
 	// tried at once.

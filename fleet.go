@@ -17,6 +17,7 @@ type fleet struct {
 	tiers    []*tier
 	balancer Balancer
 	attempts int // for one message at the most
+	streams  streams
 }
 
 // tier is the relays of one Relay.Tier: a range of fleet.relays.
@@ -83,7 +84,7 @@ func (f *fleet) reweigh() {
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
 func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
-	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts}
+	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams()}
 	switch {
 	case f.attempts == 0:
 		f.attempts = defaultAttempts

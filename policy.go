@@ -22,6 +22,7 @@ const defaultAttempts = 3
 // Conns limits a relay's connections. Zero fields mean the default, negative ones no limit (MaxIdle: none is kept).
 type Conns struct {
 	Max         int           // at a time; default 10
+	Reserved    int           // of Max, kept free of bulk (see Stream); default a tenth of Max, one at least, none of one; negative: none
 	MaxIdle     int           // kept open while idle; default Max
 	MaxMessages int           // on one connection; default 100
 	MaxAge      time.Duration // of one connection, ±10 %; default 5 min
@@ -32,6 +33,9 @@ func (c Conns) limits() connpool.Limits {
 	l := connpool.Limits{Max: 10, MaxIdle: c.MaxIdle, MaxUses: 100, MaxAge: 5 * time.Minute, MaxIdleTime: 30 * time.Second}
 	if c.Max != 0 {
 		l.Max = c.Max
+	}
+	if l.Reserved = c.Reserved; c.Reserved == 0 && l.Max > 1 {
+		l.Reserved = (l.Max + 9) / 10
 	}
 	if c.MaxMessages != 0 {
 		l.MaxUses = c.MaxMessages

@@ -135,7 +135,8 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
-	d.place.Ticket = connpool.Ticket{}
+	class := d.fleet.streams[d.env.Stream]
+	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
 	for {
 		d.place.Seen = p.conns.Changes()
 		d.move()
