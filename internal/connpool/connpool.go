@@ -33,11 +33,16 @@
 //
 // [Pool.AddLane] returns the number of the lane, which is what all methods take
 // and [Turn.Lane] returns. [Pool.RemoveLane] ends a lane, and once nothing of it
-// is left, a new lane can have its place, under a number that is another one but
-// for its low bits ([Member]). A number whose lane was removed is harmless
-// for ever: it grants nothing and changes nothing, whoever has its place now. Only
-// the bitset of a Request can't tell the lanes apart that have a place one after
-// the other; Request.Seen is for that, and for being told that there are new ones.
+// is left and [Pool.Rouse] was called, a new lane can have its place, under a number
+// that is another one but for its low bits ([Member]). A number whose lane was
+// removed is harmless for ever: it grants nothing and changes nothing, whoever has
+// its place now. Only the bitset of a Request can't tell the lanes apart that have a
+// place one after the other; Request.Seen is for that.
+//
+// So the owner of the lanes adds and removes some, tells those who choose among
+// them, and then calls Rouse; and who chooses reads [Pool.Changes] first, then what
+// lanes there are, and hands both to Wait. Then nobody misses a new lane, and
+// nobody gets a lane for one that was removed.
 //
 // # Why it is right
 //
@@ -78,7 +83,8 @@
 //   - The mirrors that Free, Held and Try read without the lock are exact.
 //   - A removed lane is Down, has no idle connection and gets neither a turn nor
 //     a new waiter. Its place is given away only when it has no turn, no
-//     connection that is being checked or retired, and no waiter that names it.
+//     connection that is being checked or retired, and no waiter that names it, and
+//     when a Request whose Seen is from before it was removed would be refused.
 //
 // The queue of waiters across the lanes is kept as two heaps for each lane, in the
 // order in which they are due, one of them for bulk; a waiter has a link in a heap
@@ -209,7 +215,6 @@ type Pool[C any] struct {
 	mu      sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
 	closed  bool
 	waiting int                             // waiters, in the queue or riding
-	rouses  uint64                          // calls of Rouse
 	tickets uint64                          // waiters that have come
 	riders  seat[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
 	conns   map[*conn[C]]struct{}           // all connections, idle and in use
@@ -222,8 +227,9 @@ type Pool[C any] struct {
 // lane is one lane of a pool. Everything but number, mirror and reused is guarded
 // by the pool's mutex.
 type lane[C any] struct {
-	number   int  // its place in the pool's lanes, and how many had it before: see Member
-	removed  bool // for ever
+	number   int    // its place in the pool's lanes, and how many had it before: see Member
+	removed  bool   // for ever
+	until    uint64 // the pool's changes when it was removed
 	state    State
 	epoch    uint64     // calls of SetState and RemoveLane
 	flushes  uint64     // calls of Flush
