@@ -52,8 +52,8 @@
 // be closed. (A rider that gets its place back may be owed a slot of any lane it
 // names. It comes back before the critical section changes anything else, so
 // that a slot that is free for it then has nobody else waiting who may take it,
-// and takes it at once.) So no channel is touched and no callback runs under the lock, and
-// whenever the lock is free:
+// and takes it at once.) So no channel is touched and no callback runs under the
+// lock, and whenever the lock is free:
 //
 //   - A lane's turns and idle connections, and the connections that are being
 //     retired, together are at most its Max; if Max was lowered below the turns
@@ -64,15 +64,15 @@
 //   - A lane that could grant a turn has no waiter in its queue that could take
 //     it: none at all if it could grant it to bulk, none but bulk otherwise. (This
 //     is why Try cannot overtake anybody who could have what it takes.)
-//   - The turns of bulk are at most Max-Reserved, unless limits or the lane's
-//     state were changed under them. (A turn is granted to bulk, and a bulk rider
-//     boards, only while the turns that run leave the reserve alone; a slot is
-//     inherited with its driver's turn counted, and so none is counted twice.)
+//   - The turns of bulk, and those with a bulk rider, together are at most
+//     Max-Reserved, unless the limits were changed under them. (All turns together
+//     are when one is granted to bulk, or a bulk rider boards; and when a slot is
+//     inherited nothing is added, as it was counted since the rider boarded.)
 //   - Each waiter in a queue names at least one lane that is not Down.
-//   - A waiter that has not been served, or told that it should look again, is in the queues of all lanes it names,
-//     or rides on one connection and its patience (Config.Patience) lasts, or
-//     both, when it rides and its patience is over. Out of the queue it keeps
-//     its ticket, and so its place.
+//   - A waiter that has been neither served nor failed is in the queues of all lanes
+//     it names, or rides on one connection and its patience (Config.Patience)
+//     lasts, or both, when it rides and its patience is over. Out of the queue it
+//     keeps its ticket, and so its place.
 //   - A waiter in a queue came, or came back, after the last Rouse.
 //   - A connection has at most one rider; the turn that holds it is not a probe,
 //     and no reservation or idle list has it. Once somebody has boarded it and

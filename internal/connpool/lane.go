@@ -11,7 +11,8 @@ func Member(lane int) int { return lane & (1<<memberBits - 1) }
 // AddLane adds a lane and returns its number; the first is 0, the next 1. A lane
 // that was removed and is quite gone, and known to be since the last Rouse, leaves
 // its place to the next that is added, so that the pool does not grow with every lane
-// there ever was; the number is a new one all the same. There is room for 65,536 lanes at a time.
+// there ever was; the number is a new one all the same. There is room for 65,536
+// lanes at a time.
 func (p *Pool[C]) AddLane(limits Limits, s State) int {
 	p.mu.Lock()
 	old := *p.lanes.Load()
