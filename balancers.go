@@ -54,7 +54,8 @@ func RoundRobin() Balancer {
 }
 
 // LeastInFlight takes the relay with the fewest sends in flight for its weight, as leastconn does elsewhere. Of several, it is the one whose turn it is
-// (see RoundRobin), so that a pool with little to do follows the weights. It looks at every relay of the tier; it suits relays that take long for a message.
+// (see RoundRobin), so that an idle pool follows the weights; with a few messages in flight light relays get more than their share. It looks at every relay of
+// the tier.
 func LeastInFlight() Balancer {
 	return &ownBalancer{name: "LeastInFlight", picker: func(relays []RelayView) Picker {
 		return turnPicker{balance.NewLeastInFlight(weights(relays), loads(relays))}
