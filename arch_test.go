@@ -29,6 +29,7 @@ const (
 	goCmp       = "github.com/google/go-cmp"
 	conformance = "smtptest/conformance"
 	maxLines    = 700
+	onlyStd     = "%s imports %s; it may import the standard library alone"
 	onlyHere    = "%s imports %s, which only %s may"
 	noInternal  = "%s imports %s: inside of internal there is no importing of siblings or the root"
 )
@@ -46,6 +47,7 @@ func TestImports(t *testing.T) {
 		xTime:     {"internal/throttle"},
 		goMail:    {".", "internal/session", "examples", conformance}, // conformance: its tests
 	}
+	standard := []string{"internal/discover"} // import nothing but the standard library, outside of their tests
 	for _, p := range listPackages(t) {
 		rel, ok := strings.CutPrefix(p.ImportPath, module+"/")
 		if !ok {
@@ -54,12 +56,17 @@ func TestImports(t *testing.T) {
 		for _, imp := range p.imports(t) {
 			own, isOwn := strings.CutPrefix(imp.path, module)
 			own = strings.TrimPrefix(own, "/")
+			if first, _, _ := strings.Cut(imp.path, "/"); strings.Contains(first, ".") && !imp.test && slices.Contains(standard, rel) {
+				t.Errorf(onlyStd, rel, imp.path)
+			}
 			if isOwn && !imp.test {
 				switch {
 				case strings.HasPrefix(rel, "internal/") && own != rel && siblings[rel] != own:
 					t.Errorf(noInternal, rel, imp.path)
 				case rel == conformance && own != "smtptest":
 					t.Errorf("%s imports %s; of this module it may import smtptest alone", rel, imp.path)
+				case rel == "balancertest" && own != "":
+					t.Errorf("balancertest imports %s; of this module it may import the root alone, as anybody can", imp.path)
 				case rel == "smtptest" && own != "internal/memnet":
 					t.Errorf("smtptest imports %s; of this module it may import internal/memnet alone", imp.path)
 				case strings.HasPrefix(rel, "examples/") && strings.HasPrefix(own, "internal/"):
@@ -105,9 +112,9 @@ func TestRequirements(t *testing.T) {
 func TestExportedTypes(t *testing.T) {
 	exports := map[string]string{}
 	var targets []string
-	for _, p := range decodeAll(t, goCommand(t, "list", "-export", "-deps", "-json=ImportPath,Export,Name", ".", "./smtptest", "./"+conformance)) {
+	for _, p := range decodeAll(t, goCommand(t, "list", "-export", "-deps", "-json=ImportPath,Export,Name", ".", "./smtptest", "./balancertest", "./"+conformance)) {
 		exports[p.ImportPath] = p.Export
-		if p.ImportPath == module || p.ImportPath == module+"/smtptest" || p.ImportPath == module+"/"+conformance {
+		if p.ImportPath == module || p.ImportPath == module+"/smtptest" || p.ImportPath == module+"/balancertest" || p.ImportPath == module+"/"+conformance {
 			targets = append(targets, p.ImportPath)
 		}
 	}
@@ -126,6 +133,7 @@ func TestExportedTypes(t *testing.T) {
 		for use := range w.foreign {
 			switch use {
 			case "smtplb.Pool.Send: " + goMail, "smtplb.NewEnvelope: " + goMail:
+			case "balancertest.Run: " + module, "balancertest.Check: " + module: // what they test
 			default:
 				t.Errorf("in the exported API, %s", use)
 			}

@@ -18,7 +18,7 @@ import (
 // happens, a panic in a hook or in the caller's Dial included.
 func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, since time.Time) {
 	t, a := &d.turn, &d.try
-	r := d.fleet.byLane[t.Lane()]
+	r := d.fleet.byLane[connpool.Member(t.Lane())]
 	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(r.index)}
 	now := time.Now()
 	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: now, Offered: d.pending, Timings: Timings{Wait: now.Sub(since)}}
@@ -50,6 +50,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	a.release()
 
 	a.record.Duration = time.Since(a.record.Start)
+	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
 		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),

@@ -135,7 +135,9 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
+	d.place.Ticket = connpool.Ticket{}
 	for {
+		d.place.Seen = p.conns.Changes()
 		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
@@ -145,10 +147,10 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			return permit, false, d.nobody()
 		}
 		ok := false
-		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
-		if r := tier.pick(info); r != nil && d.lanes.Has(r.lane) { // whatever it did to Skip
+		info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
+		if r := tier.pick(info); r != nil && d.lanes.Has(r.member) { // whatever it did to Skip
 			var t *connpool.Turn[*session.Conn]
-			if t, ok = p.conns.Try(r.lane); ok {
+			if t, ok = p.conns.Try(r.lane, d.place.Bulk); ok {
 				d.turn = *t
 			}
 		}
@@ -156,6 +158,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			switch err := p.wait(ctx, d); {
 			case err == errWaitedEnough:
 				d.prefer = ""
+				continue
+			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
 				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
 				d.deny()
@@ -166,7 +170,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := d.fleet.byLane[d.turn.Lane()]
+		r := d.fleet.byLane[connpool.Member(d.turn.Lane())]
 		if permit, ok = r.admit(&d.turn); ok {
 			return permit, true, nil
 		}
@@ -207,7 +211,7 @@ func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
 	if r := f.byName[d.prefer]; r != nil && d.may(r) {
-		d.lanes.add(r.lane)
+		d.lanes.add(r.member)
 		d.candidates = 0
 		for _, r := range f.relays {
 			if d.may(r) {
@@ -227,7 +231,7 @@ func (d *delivery) choose() *tier {
 				d.candidates++
 				if chosen == nil || chosen == t {
 					chosen = t
-					d.lanes.add(r.lane)
+					d.lanes.add(r.member)
 				}
 			}
 		}
@@ -250,7 +254,7 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i, r := range t.relays {
-		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane) {
+		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
 			d.skip.remove(i)
 		}
 	}
@@ -260,7 +264,7 @@ func (d *delivery) mask(t *tier) *tier {
 // deny leaves out, for this turn, the relays in d.lanes.
 func (d *delivery) deny() {
 	for _, r := range d.fleet.relays {
-		if d.lanes.Has(r.lane) {
+		if d.lanes.Has(r.member) {
 			d.denied.add(r.index)
 		}
 	}
