@@ -50,6 +50,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	a.release()
 
 	a.record.Duration = time.Since(a.record.Start)
+	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
 		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),
@@ -465,6 +466,7 @@ func (a *attempt) count(o breaker.Outcome) {
 	if left > 0 {
 		c.away.Add(1)
 	}
+	c.attempted(a)
 	if o == breaker.Fault || o == breaker.Long {
 		c.faults.Add(1)
 	}

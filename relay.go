@@ -44,6 +44,8 @@ type standing struct {
 	rideTrial     atomic.Int64 // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
 	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
 	counts        relayCounts
+	latencies     atomic.Pointer[latencies]
+	down          downtime
 }
 
 func newStanding(p *Pool, c *Relay) *standing {
