@@ -235,7 +235,7 @@ func (m *model) addLane() {
 }
 
 func (m *model) tryTurn(lane int) {
-	turn, ok := m.Try(lane)
+	turn, ok := m.Try(lane, false)
 	m.logf("try lane %d: %v", lane, ok)
 	if want := m.grantable(m.lanes[lane]); ok != want {
 		m.t.Fatalf("Try(%d) = %v, want %v", lane, ok, want)
@@ -661,7 +661,7 @@ func (m *model) check() {
 		if got := m.Held(i); got != l.held {
 			m.t.Errorf("Held(%d) = %d, want %d", i, got, l.held)
 		}
-		if got, want := m.Free(i), m.grantable(l); got != want {
+		if got, want := m.Free(i, false), m.grantable(l); got != want {
 			m.t.Errorf("Free(%d) = %v, want %v", i, got, want)
 		}
 	}
