@@ -148,7 +148,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if r := tier.pick(info); r != nil && d.lanes.Has(r.lane) { // whatever it did to Skip
 			var t *connpool.Turn[*session.Conn]
-			if t, ok = p.conns.Try(r.lane); ok {
+			if t, ok = p.conns.Try(r.lane, false); ok {
 				d.turn = *t
 			}
 		}
@@ -250,7 +250,7 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i, r := range t.relays {
-		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane) {
+		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane, false) {
 			d.skip.remove(i)
 		}
 	}

@@ -160,7 +160,7 @@ func (w *world) open() *fakeConn {
 
 func (w *world) try(lane int) *fakeTurn {
 	w.t.Helper()
-	t, ok := w.Try(lane)
+	t, ok := w.Try(lane, false)
 	if !ok || t.Lane() != lane {
 		w.t.Fatalf("Try(%d) = %v, %v", lane, t, ok)
 	}
@@ -169,8 +169,8 @@ func (w *world) try(lane int) *fakeTurn {
 
 func (w *world) noTry(lane int) {
 	w.t.Helper()
-	free := w.Free(lane)
-	if t, ok := w.Try(lane); ok || t != nil {
+	free := w.Free(lane, false)
+	if t, ok := w.Try(lane, false); ok || t != nil {
 		w.t.Fatalf("Try(%d) = %v, %v; want none", lane, t, ok)
 	}
 	if free {
@@ -250,7 +250,7 @@ func (w *world) waitAs(r *connpool.Rider, lanes []int) *wait {
 		r.Load = q
 	}
 	go func() {
-		t, err := w.Wait(ctx, set(lanes...), r)
+		t, err := w.Wait(ctx, &connpool.Request{Lanes: set(lanes...), Rider: r})
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		q.turn, q.err, q.done = t, err, true
@@ -349,7 +349,7 @@ func TestNilConfig(t *testing.T) {
 	p := connpool.New(connpool.Config[int]{})
 	p.AddLane(limits{MaxUses: 2}, up)
 	for i, reused := range []bool{false, true, false} {
-		turn, _ := p.Try(0)
+		turn, _ := p.Try(0, false)
 		if _, ok := turn.Conn(); ok != reused {
 			t.Errorf("%d: Conn() = %v", i, ok)
 		} else if !ok {
@@ -358,7 +358,7 @@ func TestNilConfig(t *testing.T) {
 		turn.Put(1)
 		p.Recheck(0)
 	}
-	turn, _ := p.Try(0)
+	turn, _ := p.Try(0, false)
 	turn.Conn()
 	p.Close()
 	turn.Adopt(2)
@@ -406,7 +406,7 @@ func TestRecheckMeanwhile(t *testing.T) {
 		{"nothing", func(w *world) {}, nil, 2},
 		{"down", func(w *world) { w.SetState(0, down) }, []string{"conn 0 down", "conn 1 down"}, 0},
 		{"once", func(w *world) { w.SetState(0, once) }, []string{"conn 0 down", "conn 1 down"}, 0},
-		{"flushed", func(w *world) { w.Flush(0) }, []string{"conn 0 down", "conn 1 down"}, 0},
+		{"flushed", func(w *world) { w.Flush(0) }, []string{"conn 0 drained", "conn 1 drained"}, 0},
 		{"lowered", func(w *world) { w.SetLimits(0, limits{Max: 1}) }, []string{"conn 0 trimmed"}, 1},
 		{"idle too long", func(w *world) {
 			w.SetLimits(0, limits{Max: 2, MaxIdleTime: time.Second})
@@ -596,7 +596,7 @@ func TestStrings(t *testing.T) {
 		"down": down, "once": once, "up": up, "invalid state": up + 1,
 		"broken": connpool.ReasonBroken, "dead": connpool.ReasonDead, "idle": connpool.ReasonIdle,
 		"age": connpool.ReasonAge, "uses": connpool.ReasonUses, "trimmed": connpool.ReasonTrimmed,
-		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "invalid reason": connpool.ReasonClosed + 1,
+		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "removed": connpool.ReasonRemoved, "drained": connpool.ReasonDrained, "invalid reason": connpool.ReasonDrained + 1,
 	} {
 		if got.String() != want {
 			t.Errorf("%q, want %q", got, want)

@@ -160,8 +160,8 @@ func TestMaxAge(t *testing.T) {
 func TestHugeLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.AddLane(limits{math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt64, math.MaxInt64}, up)
-		w.AddLane(limits{math.MinInt, 0, math.MinInt, math.MinInt64, math.MinInt64}, up)
+		w.AddLane(limits{math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt64, math.MaxInt64}, up)
+		w.AddLane(limits{math.MinInt, math.MinInt, 0, math.MinInt, math.MinInt64, math.MinInt64}, up)
 		time.Sleep(time.Hour)
 		w.fill(0, 2)
 		w.fill(1, 2)
@@ -243,17 +243,17 @@ func TestFlush(t *testing.T) {
 		w.wantClosed()
 		q.waits()
 		before.Put(0)
-		w.wantClosed("conn 1 down")
+		w.wantClosed("conn 1 drained")
 		wantConn(t, q.gets(0), nil)
 		q.turn.Adopt(w.open())
 		q.turn.Put(1)
 		w.wantStats(0, 2, 1, 0)
 		w.Flush(0)
-		w.wantClosed("conn 4 down")
+		w.wantClosed("conn 4 drained")
 		also.Put(1)
 		after.Put(1)
-		w.wantClosed("conn 2 down", "conn 3 down")
-		if w.Stats(0).Closed[connpool.ReasonDown] != 4 {
+		w.wantClosed("conn 2 drained", "conn 3 drained")
+		if w.Stats(0).Closed[connpool.ReasonDrained] != 4 {
 			t.Errorf("stats %+v", w.Stats(0))
 		}
 	})
@@ -268,7 +268,7 @@ func TestOnce(t *testing.T) {
 			(*fakeTurn).Drop,
 		} {
 			w.SetState(0, once)
-			if !w.Free(0) {
+			if !w.Free(0, false) {
 				t.Error("not free")
 			}
 			a := w.try(0)

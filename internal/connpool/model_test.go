@@ -235,7 +235,7 @@ func (m *model) addLane() {
 }
 
 func (m *model) tryTurn(lane int) {
-	turn, ok := m.Try(lane)
+	turn, ok := m.Try(lane, false)
 	m.logf("try lane %d: %v", lane, ok)
 	if want := m.grantable(m.lanes[lane]); ok != want {
 		m.t.Fatalf("Try(%d) = %v, want %v", lane, ok, want)
@@ -315,7 +315,7 @@ func (m *model) flush(lane int) {
 	m.logf("flush lane %d", lane)
 	m.Flush(lane)
 	m.lanes[lane].flushes++
-	m.shutIdle(m.lanes[lane], connpool.ReasonDown)
+	m.shutIdle(m.lanes[lane], connpool.ReasonDrained)
 }
 
 func (m *model) recheck(lane int) {
@@ -561,7 +561,7 @@ func (m *model) park(c *modelConn, flushes int) {
 	c.limits = l.limits
 	switch {
 	case flushes != l.flushes:
-		m.shut(c, connpool.ReasonDown)
+		m.shut(c, connpool.ReasonDrained)
 	case m.closed:
 		m.shut(c, connpool.ReasonClosed)
 	case l.state != up:
@@ -661,7 +661,7 @@ func (m *model) check() {
 		if got := m.Held(i); got != l.held {
 			m.t.Errorf("Held(%d) = %d, want %d", i, got, l.held)
 		}
-		if got, want := m.Free(i), m.grantable(l); got != want {
+		if got, want := m.Free(i, false), m.grantable(l); got != want {
 			m.t.Errorf("Free(%d) = %v, want %v", i, got, want)
 		}
 	}

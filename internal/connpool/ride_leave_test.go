@@ -237,7 +237,7 @@ func TestCancelRider(t *testing.T) {
 				q := &wait{w: w, cancel: func(error) { close(ctx.done) }, rider: &connpool.Rider{}}
 				q.rider.Load = q
 				go func() {
-					turn, err := w.Wait(ctx, set(0), q.rider)
+					turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(0), Rider: q.rider})
 					w.mu.Lock()
 					defer w.mu.Unlock()
 					q.turn, q.err, q.done = turn, err, true
@@ -260,7 +260,7 @@ func TestCancelRider(t *testing.T) {
 		w.wantStats(0, 1, 0, 0)
 	})
 	race("handed over and flushed", 0, func(w *world, a *fakeTurn) { a.Put(1); w.Flush(0) }, func(t *testing.T, w *world, q, behind *wait) {
-		w.wantClosed("conn 0 down")
+		w.wantClosed("conn 0 drained")
 		wantConn(t, behind.getsOther(0), nil)
 	})
 	race("dropped and granted", 0, func(w *world, a *fakeTurn) { w.drop(a) }, func(t *testing.T, w *world, q, behind *wait) {
