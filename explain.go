@@ -76,7 +76,7 @@ func (d *delivery) plan(now time.Time) Plan {
 	plan := Plan{Time: now}
 	chosen := d.choose()
 	full := func(r *relay) bool { return d.skip.Has(r.index - chosen.first) }
-	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.lane) }
+	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.member) }
 	if chosen != nil {
 		plan.Tier = chosen.number
 		plan.Waits = true
@@ -123,6 +123,11 @@ func (d *delivery) plan(now time.Time) Plan {
 			}
 		}
 	}
+	for _, s := range d.fleet.sources {
+		if text, next := s.trouble(); text != "" {
+			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: s.tier, Why: strings.TrimPrefix(text, s.name+": "), Until: next})
+		}
+	}
 	if chosen != nil {
 		return plan
 	}
@@ -159,7 +164,7 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		x.Why += ": it is used only where nothing else is left"
 		return x
 	}
-	if p := d.fleet.byName[d.prefer]; chosen != nil && p != nil && d.lanes.Has(p.lane) {
+	if p := d.fleet.byName[d.prefer]; chosen != nil && p != nil && d.lanes.Has(p.member) {
 		x.Why = "the envelope prefers " + p.name
 		return x
 	}
@@ -168,6 +173,9 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	x.Why = fmt.Sprintf("tier %d can take it", chosen.number)
+	if d.fleet.tierOf(r).number == chosen.number {
+		x.Why = "a server to which DNS gives priority can take it"
+	}
 	return x
 }
 

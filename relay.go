@@ -14,8 +14,10 @@ import (
 // relay is a configured Relay at work: what does not change before the next Update, and its standing.
 type relay struct {
 	*standing
-	index      int // in fleet.relays
-	configured int // in Config.Relays
+	index      int     // in fleet.relays
+	configured int     // its place in Stats.Relays
+	origin     *Relay  // the entry of Config.Relays that it is, or was found by; not changed
+	foundBy    *source // nil: it is that entry itself
 	weight     int
 	limits     connpool.Limits
 	breaking   Breaker
@@ -24,6 +26,7 @@ type relay struct {
 	ownDial    bool // Relay.Dial or Config.Dial
 	localAddr  string
 	tlsConfig  *tls.Config // as configured
+	resolver   Resolver
 	session    *session.Config
 }
 
@@ -32,7 +35,9 @@ type standing struct {
 	pool    *Pool
 	name    string
 	lane    int // in Pool.conns
+	member  int // of the lane, in bitsets of lanes
 	breaker *breaker.Breaker
+	current atomic.Pointer[session.Config] // of the newest relay that has this standing: what is learnt by an older one is about another server, or other credentials
 
 	apart         apart
 	cooledUntil   atomic.Int64           // Unix nanoseconds
@@ -52,6 +57,7 @@ func newStanding(p *Pool, c *Relay) *standing {
 	s := &standing{pool: p, name: c.name()}
 	s.breaker = s.newBreaker(c.Breaker)
 	s.lane = p.conns.AddLane(c.Conns.limits(), connpool.Up)
+	s.member = connpool.Member(s.lane)
 	return s
 }
 
@@ -59,6 +65,9 @@ func newStanding(p *Pool, c *Relay) *standing {
 func (r *relay) Name() string  { return r.name }
 func (r *relay) InFlight() int { return r.pool.conns.Held(r.lane) }
 func (r *relay) Limit() int    { return max(r.limits.Max, 0) }
+
+// outdated reports whether an Update has changed how the relay is reached. What a send still does by the old ways says nothing about the relay.
+func (r *relay) outdated() bool { return r.current.Load() != r.session }
 
 // weighs returns the relay's weight at this moment.
 func (r *relay) weighs() float64 { return float64(r.weight) }

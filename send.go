@@ -110,6 +110,9 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
+	if p.resolve(ctx, d); p.ctx.Err() != nil {
+		return ErrClosed
+	}
 	for d.pending > 0 && len(d.receipt.Attempts) < d.fleet.attempts {
 		if len(d.receipt.Attempts) > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
 			clear(d.denied)
@@ -135,7 +138,9 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
+	d.queued = connpool.Request{}
 	for {
+		d.queued.Seen = p.conns.Changes() // before the fleet: a lane of a fleet is removed after another fleet has its place
 		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
@@ -146,7 +151,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		}
 		ok := false
 		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
-		if r := tier.pick(info); r != nil && d.lanes.Has(r.lane) { // whatever it did to Skip
+		if r := tier.pick(info); r != nil && d.lanes.Has(r.member) { // whatever it did to Skip
 			var t *connpool.Turn[*session.Conn]
 			if t, ok = p.conns.Try(r.lane, false); ok {
 				d.turn = *t
@@ -157,6 +162,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			case err == errWaitedEnough:
 				d.prefer = ""
 				continue
+			case errors.Is(err, connpool.ErrChanged): // an Update: there may be others now
+				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
 				d.deny()
 				continue
@@ -166,7 +173,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := d.fleet.byLane[d.turn.Lane()]
+		r := d.fleet.ofLane(d.turn.Lane())
 		if permit, ok = r.admit(&d.turn); ok {
 			return permit, true, nil
 		}
@@ -207,7 +214,7 @@ func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
 	if r := f.byName[d.prefer]; r != nil && d.may(r) {
-		d.lanes.add(r.lane)
+		d.lanes.add(r.member)
 		d.candidates = 0
 		for _, r := range f.relays {
 			if d.may(r) {
@@ -227,7 +234,7 @@ func (d *delivery) choose() *tier {
 				d.candidates++
 				if chosen == nil || chosen == t {
 					chosen = t
-					d.lanes.add(r.lane)
+					d.lanes.add(r.member)
 				}
 			}
 		}
@@ -250,7 +257,7 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i, r := range t.relays {
-		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane, false) {
+		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, false) {
 			d.skip.remove(i)
 		}
 	}
@@ -260,7 +267,7 @@ func (d *delivery) mask(t *tier) *tier {
 // deny leaves out, for this turn, the relays in d.lanes.
 func (d *delivery) deny() {
 	for _, r := range d.fleet.relays {
-		if d.lanes.Has(r.lane) {
+		if d.lanes.Has(r.member) {
 			d.denied.add(r.index)
 		}
 	}
@@ -285,6 +292,17 @@ func (d *delivery) nobody() error {
 		}
 		if text := r.trouble(); text != "" && len(why) < 3 {
 			why = append(why, text)
+		}
+	}
+	for _, s := range d.fleet.sources {
+		if text, next := s.trouble(); text != "" {
+			untried = true
+			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {
+				d.retryAfter = wait
+			}
+			if len(why) < 3 {
+				why = append(why, text)
+			}
 		}
 	}
 	switch {

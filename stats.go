@@ -20,9 +20,10 @@ type Stats struct {
 	Uptime   time.Duration
 	Balancer string // the configured one: its String method if it has one, else its type
 
-	Relays []RelayStats // in the order of Config.Relays; those that DNS named by tier and name
-	Events []RelayEvent // the last 50 changes of state, the oldest first
-	Weight float64      // of all relays, as they are weighed now
+	Relays  []RelayStats  // in the order of Config.Relays; those that DNS names in the place of the entry that stands for them
+	Domains []DomainStats // of the entries whose relays are found in DNS
+	Events  []RelayEvent  // the last 50 changes of state, the oldest first
+	Weight  float64       // of all relays, as they are weighed now
 
 	EligibleWeight float64 // of the relays whose breaker is closed
 	Open           int     // relays whose breaker is not closed
@@ -195,7 +196,7 @@ func (p *Pool) Stats() Stats {
 	}
 	f, now := p.fleet.Load(), time.Now()
 	s := Stats{
-		Time: now, Uptime: now.Sub(p.born), Balancer: balancerName(f.balancer), Events: p.events.list(),
+		Time: now, Uptime: now.Sub(p.born), Balancer: balancerName(f.balancer), Events: p.events.list(), Domains: f.domainStats(),
 		Relays: make([]RelayStats, len(f.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
 		Sends: p.sends.Load(), Failovers: p.failovers.Load(),
 	}
