@@ -52,6 +52,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	a.release()
 
 	a.record.Duration = time.Since(a.record.Start)
+	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
 	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {

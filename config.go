@@ -24,7 +24,7 @@ import (
 type Config struct {
 	// Relays are the relays that mail leaves through: at least one, with distinct names.
 	Relays []Relay
-	// Balancer chooses among the relays of a tier. nil: RoundRobin().
+	// Balancer chooses among the relays of a tier. nil: Adaptive().
 	Balancer Balancer
 	// Retry bounds the attempts for a message.
 	Retry Retry
@@ -274,6 +274,9 @@ func (c *Config) validate() ([]*session.Config, error) {
 		f.add("LocalName", "%v", err)
 	} else {
 		local = name
+	}
+	if b, ok := c.Balancer.(*ownBalancer); ok && b.fault != "" {
+		f.add("Balancer", "%s", b.fault)
 	}
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))

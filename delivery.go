@@ -42,7 +42,7 @@ type delivery struct {
 
 	// Which relays may still be tried, by their number in fleet.
 	tried, denied, again Bitset
-	lanes                Bitset // the lanes of those that may take it now
+	lanes                Bitset // the lanes of those that may take it now, by their member
 	skip, skipBuf        Bitset // of the tier that lanes is about
 	candidates           int    // relays that could be tried now, in any tier
 	prefer               string
@@ -51,15 +51,15 @@ type delivery struct {
 	throttled            bool          // a relay wanted less mail
 	retryAfter           time.Duration // when it is worth asking for a relay again
 
-	tx     *session.Transaction
-	res    session.Result
-	to     []string // the recipients of tx
-	who    []int    // for each of to its number in rcpts
-	rider  connpool.Rider
-	queued connpool.Request
-	turn   connpool.Turn[*session.Conn]
-	try    attempt
-	bits   [5][4]uint64
+	tx    *session.Transaction
+	res   session.Result
+	to    []string // the recipients of tx
+	who   []int    // for each of to its number in rcpts
+	rider connpool.Rider
+	place connpool.Request // in the queue; Seen, Lag and Bulk count before there is any
+	turn  connpool.Turn[*session.Conn]
+	try   attempt
+	bits  [5][4]uint64
 }
 
 // recipient is one distinct recipient. While its outcome is the zero one it is pending; relay, stage, reply and err are then of the last relay that was tried for it.
@@ -99,7 +99,7 @@ func (d *delivery) man(f *fleet) {
 	for i, set := range [...]*Bitset{&d.tried, &d.denied, &d.again, &d.skipBuf, &d.lanes} {
 		n := words(len(f.relays))
 		if set == &d.lanes {
-			n = words(len(f.byMember))
+			n = words(len(f.byLane))
 		}
 		if n <= len(d.bits[i]) {
 			d.bits[i] = [4]uint64{}

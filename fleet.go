@@ -2,10 +2,10 @@ package smtplb
 
 import (
 	"cmp"
+	"github.com/smtplb/smtplb/internal/connpool"
 	"slices"
 	"sync/atomic"
 
-	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
@@ -18,7 +18,7 @@ type fleet struct {
 
 	relays   []*relay // by tier
 	byName   map[string]*relay
-	byMember []*relay // by the place of their lane; nil where that is not one of the fleet's
+	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
 	tiers    []*tier
 	balancer Balancer
 	attempts int // for one message at the most
@@ -98,7 +98,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		f.attempts = max(len(specs), 1)
 	}
 	if f.balancer == nil {
-		f.balancer = RoundRobin()
+		f.balancer = Adaptive()
 	}
 	for i := range specs {
 		specs[i].place = i
@@ -124,10 +124,10 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		}
 		f.relays = append(f.relays, r)
 		f.byName[r.name] = r
-		if r.member >= len(f.byMember) {
-			f.byMember = append(f.byMember, make([]*relay, r.member+1-len(f.byMember))...)
+		if r.member >= len(f.byLane) {
+			f.byLane = append(f.byLane, make([]*relay, r.member+1-len(f.byLane))...)
 		}
-		f.byMember[r.member] = r
+		f.byLane[r.member] = r
 		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier || f.tiers[n-1].within != s.within {
 			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier, within: s.within})
 		}
@@ -156,8 +156,8 @@ func (f *fleet) named(name string) *relay {
 
 // ofLane returns the relay of a lane, nil where that is not one of the fleet's: also where another has its place by now.
 func (f *fleet) ofLane(number int) *relay {
-	if m := connpool.Member(number); m < len(f.byMember) {
-		if r := f.byMember[m]; r != nil && r.lane == number {
+	if m := connpool.Member(number); m < len(f.byLane) {
+		if r := f.byLane[m]; r != nil && r.lane == number {
 			return r
 		}
 	}

@@ -8,15 +8,15 @@ import (
 
 // This file measures how long the stages of attempts take: in histograms of a fixed size, without a lock.
 
-// Latency is how long one stage of the attempts took.
-type Latency struct {
+// LatencyStats is how long one stage of the attempts took.
+type LatencyStats struct {
 	Count         uint64        // attempts in which the stage took any time: a reused connection isn't dialled
 	P50, P99, Max time.Duration // the percentiles are exact to an eighth
 }
 
 // StageLatency is the latency of each stage of Timings.
 type StageLatency struct {
-	Wait, Dial, TLS, Hello, Auth, Envelope, Body, Final Latency
+	Wait, Dial, TLS, Hello, Auth, Envelope, Body, Final LatencyStats
 }
 
 const (
@@ -60,14 +60,14 @@ func middleOf(i int) time.Duration {
 }
 
 // read returns the figures so far. What is added meanwhile may be in it or not.
-func (h *histogram) read() (l Latency) {
+func (h *histogram) read() (l LatencyStats) {
 	var n [latencyBuckets]uint64
 	for i := range n {
 		n[i] = h.buckets[i].Load()
 		l.Count += n[i]
 	}
 	if l.Count == 0 {
-		return Latency{}
+		return LatencyStats{}
 	}
 	l.Max = time.Duration(h.max.Load())
 	half, most := (l.Count+1)/2, l.Count-l.Count/100

@@ -32,8 +32,8 @@ const lostRide = time.Hour
 
 // queue waits for d.turn, and for a ride where d may have one.
 func (d *delivery) queue(ctx context.Context) error {
-	d.queued.Lanes, d.queued.Rider = d.lanes, d.rides()
-	t, err := d.pool.conns.Wait(ctx, &d.queued)
+	d.place.Lanes, d.place.Rider = d.lanes, d.rides()
+	t, err := d.pool.conns.Wait(ctx, &d.place)
 	if d.rider.Lent { // it left: somebody may still be writing its envelope
 		d.tx, d.to = new(session.Transaction), nil
 	}

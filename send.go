@@ -138,9 +138,9 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
-	d.queued = connpool.Request{}
+	d.place.Ticket = connpool.Ticket{}
 	for {
-		d.queued.Seen = p.conns.Changes() // before the fleet: a lane of a fleet is removed after another fleet has its place
+		d.place.Seen = p.conns.Changes()
 		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
@@ -150,10 +150,10 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			return permit, false, d.nobody()
 		}
 		ok := false
-		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
+		info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
 		if r := tier.pick(info); r != nil && d.lanes.Has(r.member) { // whatever it did to Skip
 			var t *connpool.Turn[*session.Conn]
-			if t, ok = p.conns.Try(r.lane, false); ok {
+			if t, ok = p.conns.Try(r.lane, d.place.Bulk); ok {
 				d.turn = *t
 			}
 		}
@@ -162,7 +162,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			case err == errWaitedEnough:
 				d.prefer = ""
 				continue
-			case errors.Is(err, connpool.ErrChanged): // an Update: there may be others now
+			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
 				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
 				d.deny()
@@ -257,7 +257,7 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i, r := range t.relays {
-		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, false) {
+		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
 			d.skip.remove(i)
 		}
 	}

@@ -64,7 +64,7 @@ func (p *Pool) replace(c *Config, sessions []*session.Config, why string) ([]new
 		p.forget(f, nil)
 		return nil, ErrClosed
 	}
-	p.conns.Rouse() // who waits looks at the new fleet
+	p.conns.Rouse() // who waits may wait for the new ones too
 	p.attend()
 	return f.since(old, why), nil
 }
