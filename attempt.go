@@ -18,7 +18,7 @@ import (
 // happens, a panic in a hook or in the caller's Dial included.
 func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, since time.Time) {
 	t, a := &d.turn, &d.try
-	r := d.fleet.byLane[connpool.Member(t.Lane())]
+	r := d.fleet.ofLane(t.Lane())
 	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(r.index)}
 	now := time.Now()
 	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: now, Offered: d.pending, Timings: Timings{Wait: now.Sub(since)}}
@@ -39,7 +39,9 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	a.cut = d.cut(a.record.Start)
 	a.run(ctx)
 	a.sound = true
-	outcome = r.outcome(a.blame, a.last)
+	if !r.outdated() {
+		outcome = r.outcome(a.blame, a.last)
+	}
 	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
 	a.count(outcome)
 	if (outcome == breaker.Fault || outcome == breaker.Long) && a.lastErr != nil {
@@ -51,6 +53,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 
 	a.record.Duration = time.Since(a.record.Start)
 	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
+	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
 		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),
@@ -180,7 +183,9 @@ func (a *attempt) dial(ctx context.Context) *session.End {
 	}
 	a.conn = conn
 	a.turn.Adopt(conn)
-	a.relay.learn(conn.Extensions())
+	if !a.relay.outdated() {
+		a.relay.learn(conn.Extensions())
+	}
 	return nil
 }
 
@@ -226,7 +231,9 @@ func (a *attempt) transact(ctx context.Context) {
 	a.conn.Transact(ctx, d.tx, &d.res)
 	t, s := &a.record.Timings, &d.res.Timings
 	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
-	a.relay.learnRiding(&d.res, a.rides())
+	if !a.relay.outdated() {
+		a.relay.learnRiding(&d.res, a.rides())
+	}
 }
 
 // fillTransaction makes d.tx the message for the recipients in d.to.
@@ -377,7 +384,7 @@ func (a *attempt) need(v verdict.Verdict) {
 	if v.Discard && a.conn != nil {
 		a.conn.Discard()
 	}
-	if v.Apart {
+	if v.Apart && !a.relay.outdated() {
 		a.relay.apart.add(a.d.msg.fromDomain, time.Now())
 	}
 }
@@ -422,9 +429,9 @@ func (a *attempt) release() {
 	case conn == nil:
 		t.Put(0)
 	case conn.Reusable() && a.sound:
-		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most { // RFC 9422
-			held := *t                                                             // what t points at is used for the next attempt
-			if !a.pool.retire(conn, connpool.ReasonUses, func() { held.Drop() }) { // the slot is free when the relay knows
+		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most || a.relay.outdated() { // RFC 9422; opened by what was configured before, maybe after the lane was flushed
+			held := *t                                                                // what t points at is used for the next attempt
+			if !a.pool.retire(conn, connpool.ReasonDrained, func() { held.Drop() }) { // the slot is free when the relay knows
 				_ = conn.Close()
 				held.Drop()
 			}
@@ -466,6 +473,7 @@ func (a *attempt) count(o breaker.Outcome) {
 	if left > 0 {
 		c.away.Add(1)
 	}
+	c.attempted(a)
 	if o == breaker.Fault || o == breaker.Long {
 		c.faults.Add(1)
 	}

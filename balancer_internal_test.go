@@ -33,11 +33,12 @@ func BenchmarkTurn(b *testing.B) {
 				info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: 1}
 				b.ReportAllocs()
 				for b.Loop() {
-					t, ok := p.conns.Try(tier.picker.Pick(info))
+					r := tier.pick(info)
+					t, ok := p.conns.Try(r.lane, false)
 					if !ok {
 						b.Fatal("no turn")
 					}
-					permit, ok := p.relays[t.Lane()].admit(t)
+					permit, ok := r.admit(t)
 					if !ok {
 						b.Fatal("no permit")
 					}

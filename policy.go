@@ -107,6 +107,17 @@ func (a *apart) has(domain string) bool {
 	return ok
 }
 
+// endOf returns until when a domain is refused, if it is.
+func (a *apart) endOf(domain string) (until time.Time, ok bool) {
+	if !a.has(domain) {
+		return until, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	until, ok = a.until[domain]
+	return until, ok
+}
+
 func (a *apart) forget() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

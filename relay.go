@@ -17,8 +17,10 @@ import (
 // relay is a configured Relay at work: what does not change before the next Update, and its standing.
 type relay struct {
 	*standing
-	index      int // in fleet.relays
-	configured int // in Config.Relays
+	index      int     // in fleet.relays
+	configured int     // its place in Stats.Relays
+	origin     *Relay  // the entry of Config.Relays that it is, or was found by; not changed
+	foundBy    *source // nil: it is that entry itself
 	weight     int
 	limits     connpool.Limits
 	breaking   Breaker
@@ -27,6 +29,7 @@ type relay struct {
 	ownDial    bool // Relay.Dial or Config.Dial
 	localAddr  string
 	tlsConfig  *tls.Config // as configured
+	resolver   Resolver
 	session    *session.Config
 }
 
@@ -37,6 +40,7 @@ type standing struct {
 	lane    int // in Pool.conns
 	member  int // the lane in bitsets
 	breaker *breaker.Breaker
+	current atomic.Pointer[session.Config] // of the newest relay that has this standing: what is learnt by an older one is about another server, or other credentials
 
 	apart         apart
 	cooledUntil   atomic.Int64           // Unix nanoseconds
@@ -51,6 +55,8 @@ type standing struct {
 	envelope      balance.EWMA // of this the envelope alone: what relays that dial more and less often can be compared by
 	final         balance.EWMA // from a message's end to the answer: it depends on the message
 	counts        relayCounts
+	latencies     atomic.Pointer[latencies]
+	down          downtime
 }
 
 func newStanding(p *Pool, c *Relay) *standing {
@@ -66,6 +72,9 @@ func (r *relay) Name() string           { return r.name }
 func (r *relay) InFlight() int          { return r.pool.conns.Held(r.lane) }
 func (r *relay) Limit() int             { return max(r.limits.Max, 0) }
 func (r *relay) Latency() time.Duration { return r.latency.Value() }
+
+// outdated reports whether an Update has changed how the relay is reached. What a send still does by the old ways says nothing about the relay.
+func (r *relay) outdated() bool { return r.current.Load() != r.session }
 
 // weighs returns the relay's weight at this moment.
 func (r *relay) weighs() float64 { return float64(r.weight) }

@@ -110,6 +110,9 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
+	if p.resolve(ctx, d); p.ctx.Err() != nil {
+		return ErrClosed
+	}
 	for d.pending > 0 && len(d.receipt.Attempts) < d.fleet.attempts {
 		if len(d.receipt.Attempts) > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
 			clear(d.denied)
@@ -171,7 +174,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := d.fleet.byLane[connpool.Member(d.turn.Lane())]
+		r := d.fleet.ofLane(d.turn.Lane())
 		if permit, ok = r.admit(&d.turn); ok {
 			return permit, true, nil
 		}
@@ -290,6 +293,17 @@ func (d *delivery) nobody() error {
 		}
 		if text := r.trouble(); text != "" && len(why) < 3 {
 			why = append(why, text)
+		}
+	}
+	for _, s := range d.fleet.sources {
+		if text, next := s.trouble(); text != "" {
+			untried = true
+			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {
+				d.retryAfter = wait
+			}
+			if len(why) < 3 {
+				why = append(why, text)
+			}
 		}
 	}
 	switch {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/smtplb/smtplb"
 )
@@ -54,10 +55,11 @@ func TestPrintsWhatIsDocumented(t *testing.T) {
 
 type view string
 
-func (v view) Name() string  { return string(v) }
-func (view) Weight() float64 { return 1 }
-func (view) InFlight() int   { return 0 }
-func (view) Limit() int      { return 0 }
+func (v view) Name() string         { return string(v) }
+func (view) Weight() float64        { return 1 }
+func (view) InFlight() int          { return 0 }
+func (view) Limit() int             { return 0 }
+func (view) Latency() time.Duration { return 0 }
 
 func TestPick(t *testing.T) {
 	relays := []smtplb.RelayView{view("dear"), view("free"), view("cheap")}

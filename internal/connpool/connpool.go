@@ -145,16 +145,17 @@ const (
 	ReasonAge                   // open for MaxAge
 	ReasonUses                  // used MaxUses times
 	ReasonTrimmed               // more connections than Max or MaxIdle allow
-	ReasonDown                  // its lane is not up, or was flushed
+	ReasonDown                  // its lane is not up
 	ReasonLeft                  // what was begun on it for a rider has nobody who finishes it
 	ReasonClosed                // the pool was closed
 	ReasonRemoved               // its lane was removed
+	ReasonDrained               // its lane was drained or flushed: the other end is well
 	numReasons
 )
 
 func (r Reason) String() string {
 	if r < numReasons {
-		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "left", "closed", "removed"}[r]
+		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "left", "closed", "removed", "drained"}[r]
 	}
 	return "invalid reason"
 }
@@ -231,6 +232,7 @@ type lane[C any] struct {
 	removed  bool   // for ever
 	until    uint64 // the pool's changes when it was removed
 	state    State
+	peace    bool       // it is Down by Drain
 	epoch    uint64     // calls of SetState and RemoveLane
 	flushes  uint64     // calls of Flush
 	limits   Limits     // as given, but Max and MaxIdle as counts: unlimited is math.MaxInt
@@ -452,7 +454,7 @@ func (l *lane[C]) pop() *conn[C] {
 func (p *Pool[C]) park(c *conn[C], flushes uint64, now time.Duration) {
 	l := c.lane
 	if flushes != l.flushes {
-		p.shutConn(c, ReasonDown)
+		p.shutConn(c, ReasonDrained)
 		return
 	}
 	if !p.keep(c, now) {
@@ -498,7 +500,7 @@ func (p *Pool[C]) fit(c *conn[C], now time.Duration) bool {
 	case c.lane.removed:
 		c.why = ReasonRemoved
 	case c.lane.state != Up:
-		c.why = ReasonDown
+		c.why = c.lane.downReason()
 	case lim.MaxUses > 0 && c.uses >= lim.MaxUses:
 		c.why = ReasonUses
 	default:

@@ -63,23 +63,7 @@ func (p *Pool[C]) RemoveLane(lane int) {
 // SetState sets the state of a lane. Unless it is Up, its idle connections are
 // closed; when it is Down, the waiters that no lane can serve any more fail
 // with ErrNoLane. Turns that run are not touched.
-func (p *Pool[C]) SetState(lane int, s State) {
-	l := p.lane(lane)
-	p.mu.Lock()
-	if l.removed {
-		p.unlock(nil)
-		return
-	}
-	l.state = s
-	l.epoch++
-	if s != Up {
-		p.closeIdle(l, ReasonDown)
-	}
-	if s == Down {
-		p.failStranded(l)
-	}
-	p.unlock(l)
-}
+func (p *Pool[C]) SetState(lane int, s State) { p.setState(lane, s, ReasonDown) }
 
 // SetLimits sets the limits of a lane. Idle connections that are too many, too
 // old or used up by the new limits are closed; turns that run are not touched.
@@ -93,13 +77,13 @@ func (p *Pool[C]) SetLimits(lane int, limits Limits) {
 }
 
 // Flush closes the connections of a lane without failing anybody: the idle
-// ones now, with ReasonDown, and those of turns that were granted before when
+// ones now, with ReasonDrained, and those of turns that were granted before when
 // they are put back.
 func (p *Pool[C]) Flush(lane int) {
 	l := p.lane(lane)
 	p.mu.Lock()
 	l.flushes++
-	p.closeIdle(l, ReasonDown)
+	p.closeIdle(l, ReasonDrained)
 	p.unlock(l)
 }
 

@@ -299,7 +299,7 @@ func (m *model) flush(lane int) {
 	m.logf("flush lane %d", lane)
 	m.Flush(m.lanes[lane].number)
 	m.lanes[lane].flushes++
-	m.shutIdle(m.lanes[lane], connpool.ReasonDown)
+	m.shutIdle(m.lanes[lane], connpool.ReasonDrained)
 }
 
 func (m *model) recheck(lane int) {
@@ -558,7 +558,7 @@ func (m *model) park(c *modelConn, flushes int) {
 	c.limits = l.limits
 	switch {
 	case flushes != l.flushes:
-		m.shut(c, connpool.ReasonDown)
+		m.shut(c, connpool.ReasonDrained)
 	case m.closed:
 		m.shut(c, connpool.ReasonClosed)
 	case l.removed:
