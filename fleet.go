@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
@@ -18,6 +19,9 @@ type fleet struct {
 	tiers    []*tier
 	balancer Balancer
 	attempts int // for one message at the most
+	hedging  bool
+	maxWait  time.Duration // 0: no limit
+	spill    bool
 }
 
 // tier is the relays of one Relay.Tier: a range of fleet.relays.
@@ -84,7 +88,7 @@ func (f *fleet) reweigh() {
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
 func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
-	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts}
+	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver}
 	switch {
 	case f.attempts == 0:
 		f.attempts = defaultAttempts

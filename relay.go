@@ -44,6 +44,9 @@ type standing struct {
 	rideTrial     atomic.Int64 // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
 	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
 	counts        relayCounts
+	connects      connects
+	hops          atomic.Uint64 // attempts elsewhere that one here led to
+	outrun        atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
 func newStanding(p *Pool, c *Relay) *standing {

@@ -40,6 +40,7 @@ func (p *Pool) replace(c *Config, sessions []*session.Config) error {
 	if err != nil {
 		return err
 	}
+	p.budget.configure(c.Retry.Budget, f.reserve())
 	p.fleet.Store(f) // from here on no turn begins by the old one
 	for _, r := range f.relays {
 		if was := old.named(r.name); was != nil {
