@@ -29,6 +29,7 @@ const (
 	goCmp       = "github.com/google/go-cmp"
 	conformance = "smtptest/conformance"
 	maxLines    = 700
+	onlyStd     = "%s imports %s; it may import the standard library alone"
 	onlyHere    = "%s imports %s, which only %s may"
 	noInternal  = "%s imports %s: inside of internal there is no importing of siblings or the root"
 )
@@ -46,6 +47,7 @@ func TestImports(t *testing.T) {
 		xTime:     {"internal/throttle"},
 		goMail:    {".", "internal/session", "examples", conformance}, // conformance: its tests
 	}
+	standard := []string{"internal/discover"} // import nothing but the standard library, outside of their tests
 	for _, p := range listPackages(t) {
 		rel, ok := strings.CutPrefix(p.ImportPath, module+"/")
 		if !ok {
@@ -54,6 +56,9 @@ func TestImports(t *testing.T) {
 		for _, imp := range p.imports(t) {
 			own, isOwn := strings.CutPrefix(imp.path, module)
 			own = strings.TrimPrefix(own, "/")
+			if first, _, _ := strings.Cut(imp.path, "/"); strings.Contains(first, ".") && !imp.test && slices.Contains(standard, rel) {
+				t.Errorf(onlyStd, rel, imp.path)
+			}
 			if isOwn && !imp.test {
 				switch {
 				case strings.HasPrefix(rel, "internal/") && own != rel && siblings[rel] != own:

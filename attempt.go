@@ -24,7 +24,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 		a.relay, d.next = a.leg.relay, nil
 		d.candidates-- // it was one when the attempt before began
 	} else {
-		a.relay, rode = d.fleet.byLane[d.turn.Lane()], d.turn.Rides()
+		a.relay, rode = d.fleet.byLane[connpool.Member(d.turn.Lane())], d.turn.Rides()
 	}
 	d.made++
 	a.number, a.repeat = d.made, d.again.Has(a.relay.index)

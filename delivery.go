@@ -43,7 +43,7 @@ type delivery struct {
 
 	// Which relays may still be tried, by their number in fleet.
 	tried, denied, again Bitset
-	lanes                Bitset // the lanes of those that may take it now
+	lanes                Bitset // the lanes of those that may take it now, by their member
 	skip, skipBuf        Bitset // of the tier that lanes is about
 	candidates           int    // relays that could be tried now, in any tier
 	prefer               string
@@ -61,6 +61,7 @@ type delivery struct {
 	to    []string // the recipients of tx
 	who   []int    // for each of to its number in rcpts
 	rider connpool.Rider
+	place connpool.Request // in the queue; Seen, Lag and Bulk count before there is any
 	turn  connpool.Turn[*session.Conn]
 	try   attempt
 	next  *leg // where the next attempt is under way already

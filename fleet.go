@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
@@ -15,7 +14,7 @@ import (
 type fleet struct {
 	relays   []*relay // by tier
 	byName   map[string]*relay
-	byLane   []*relay // by the number of their lane; nil where that is not one of the fleet's
+	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
 	tiers    []*tier
 	balancer Balancer
 	attempts int // for one message at the most
@@ -120,10 +119,10 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		}
 		f.relays = append(f.relays, r)
 		f.byName[r.name] = r
-		if r.lane >= len(f.byLane) {
-			f.byLane = append(f.byLane, make([]*relay, r.lane+1-len(f.byLane))...)
+		if r.member >= len(f.byLane) {
+			f.byLane = append(f.byLane, make([]*relay, r.member+1-len(f.byLane))...)
 		}
-		f.byLane[r.lane] = r
+		f.byLane[r.member] = r
 		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier {
 			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier})
 		}
@@ -168,7 +167,7 @@ func (p *Pool) forget(f, kept *fleet) {
 	for _, r := range f.relays {
 		if is := kept.named(r.name); is == nil || is.standing != r.standing {
 			r.breaker.Stop()
-			p.conns.SetState(r.lane, connpool.Down)
+			p.conns.RemoveLane(r.lane)
 		}
 	}
 }

@@ -331,7 +331,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 			skip[w] = ^uint64(0)
 		}
 		for i, r := range t.relays {
-			if r != a.relay && d.may(r) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
+			if r != a.relay && d.may(r) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
 				skip.remove(i)
 				any = true
 			}
@@ -343,7 +343,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 		if r == nil || r == a.relay || !d.may(r) {
 			continue
 		}
-		turn, ok := p.conns.Try(r.lane)
+		turn, ok := p.conns.Try(r.lane, d.place.Bulk)
 		if !ok {
 			continue
 		}

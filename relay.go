@@ -32,6 +32,7 @@ type standing struct {
 	pool    *Pool
 	name    string
 	lane    int // in Pool.conns
+	member  int // the lane in bitsets
 	breaker *breaker.Breaker
 
 	apart         apart
@@ -53,6 +54,7 @@ func newStanding(p *Pool, c *Relay) *standing {
 	s := &standing{pool: p, name: c.name()}
 	s.breaker = s.newBreaker(c.Breaker)
 	s.lane = p.conns.AddLane(c.Conns.limits(), connpool.Up)
+	s.member = connpool.Member(s.lane)
 	return s
 }
 

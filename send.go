@@ -128,7 +128,7 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		if !ok {
 			return err
 		}
-		r := d.fleet.byLane[d.turn.Lane()]
+		r := d.fleet.byLane[connpool.Member(d.turn.Lane())]
 		if d.made > 0 {
 			if d.late(time.Now()) { // it waited for so long
 				r.giveBack(&d.turn, &permit)
@@ -162,9 +162,11 @@ func (d *delivery) tooLate() error {
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
+	d.place.Ticket = connpool.Ticket{}
 	d.spilled, d.frugal, d.waitUntil = 0, false, time.Time{}
 	d.unpaid = d.made == 0 || d.ownHop()
 	for {
+		d.place.Seen = p.conns.Changes()
 		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
@@ -194,6 +196,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			case err == errAllBusy:
 				d.retryAfter = retrySoon
 				return permit, false, err
+			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
+				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
 				d.deny()
 				continue
@@ -203,7 +207,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := d.fleet.byLane[d.turn.Lane()]
+		r := d.fleet.byLane[connpool.Member(d.turn.Lane())]
 		permit, ok = r.admit(&d.turn)
 		switch {
 		case !ok:
@@ -221,10 +225,10 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 func (d *delivery) take(t *tier) bool {
 	info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: d.made + 1}
 	r := t.pick(info)
-	if r == nil || !d.lanes.Has(r.lane) { // whatever it did to Skip
+	if r == nil || !d.lanes.Has(r.member) { // whatever it did to Skip
 		return false
 	}
-	turn, ok := d.pool.conns.Try(r.lane)
+	turn, ok := d.pool.conns.Try(r.lane, d.place.Bulk)
 	if ok {
 		d.turn = *turn
 	}
@@ -251,7 +255,7 @@ func (r *standing) giveBack(t *connpool.Turn[*session.Conn], permit *breaker.Per
 // wait waits in the queue for d.turn: for a preferred relay alone for maxPreferWait only, and in one turn for Config.MaxWait altogether. last is the last tier in d.lanes.
 func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 	r := d.fleet.byName[d.prefer]
-	preferred := r != nil && d.lanes.Has(r.lane) && d.lanes.Count() == 1
+	preferred := r != nil && d.lanes.Has(r.member) && d.lanes.Count() == 1
 	if !preferred {
 		d.hope(last)
 	}
@@ -295,7 +299,7 @@ func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
 	if r := f.byName[d.prefer]; r != nil && d.may(r) {
-		d.lanes.add(r.lane)
+		d.lanes.add(r.member)
 		d.candidates = 0
 		for _, r := range f.relays {
 			if d.may(r) {
@@ -315,7 +319,7 @@ func (d *delivery) choose() *tier {
 				d.candidates++
 				if chosen == nil || chosen == t {
 					chosen = t
-					d.lanes.add(r.lane)
+					d.lanes.add(r.member)
 				}
 			}
 		}
@@ -335,7 +339,7 @@ func (d *delivery) after(t *tier) *tier {
 		found := false
 		for _, r := range next.relays {
 			if d.may(r) && !d.shuns(r) {
-				d.lanes.add(r.lane)
+				d.lanes.add(r.member)
 				found = true
 			}
 		}
@@ -353,7 +357,7 @@ func (d *delivery) hope(last *tier) {
 	}
 	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
 		if !r.breaker.Ready() && d.could(r) && !d.shuns(r) {
-			d.lanes.add(r.lane)
+			d.lanes.add(r.member)
 		}
 	}
 }
@@ -393,7 +397,7 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i, r := range t.relays {
-		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane) {
+		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
 			d.skip.remove(i)
 		}
 	}
@@ -403,7 +407,7 @@ func (d *delivery) mask(t *tier) *tier {
 // deny leaves out, for this turn, the relays in d.lanes whose lanes are down though their breakers are not.
 func (d *delivery) deny() {
 	for _, r := range d.fleet.relays {
-		if d.lanes.Has(r.lane) && r.breaker.Ready() {
+		if d.lanes.Has(r.member) && r.breaker.Ready() {
 			d.denied.add(r.index)
 		}
 	}

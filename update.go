@@ -52,6 +52,7 @@ func (p *Pool) replace(c *Config, sessions []*session.Config) error {
 		p.forget(f, nil)
 		return ErrClosed
 	}
+	p.conns.Rouse() // who waits may wait for the new ones too
 	p.attend()
 	return nil
 }

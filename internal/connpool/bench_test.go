@@ -20,7 +20,7 @@ func benchPool(max int) *connpool.Pool[*benchConn] {
 
 // useOnce does what a message does to a lane: it reuses the idle connection.
 func useOnce(tb testing.TB, p *connpool.Pool[*benchConn]) {
-	t, ok := p.Try(0)
+	t, ok := p.Try(0, false)
 	if !ok {
 		tb.Fatal("no turn")
 	}
@@ -56,7 +56,7 @@ func BenchmarkTryConnPutEscaping(b *testing.B) {
 	defer p.Close()
 	b.ReportAllocs()
 	for b.Loop() {
-		t, _ := p.Try(0)
+		t, _ := p.Try(0, false)
 		sink = t
 		if _, ok := t.Conn(); !ok {
 			t.Adopt(&benchConn{})
@@ -70,11 +70,11 @@ var sink any
 func BenchmarkTryFull(b *testing.B) {
 	p := benchPool(1)
 	defer p.Close()
-	t, _ := p.Try(0)
+	t, _ := p.Try(0, false)
 	defer t.Drop()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, ok := p.Try(0); ok {
+		if _, ok := p.Try(0, false); ok {
 			b.Fatal("a turn too many")
 		}
 	}
@@ -89,7 +89,7 @@ func BenchmarkWaitHandOff(b *testing.B) {
 	b.SetParallelism(4)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			t, err := p.Wait(context.Background(), lanes, nil)
+			t, err := p.Wait(context.Background(), &connpool.Request{Lanes: lanes})
 			if err != nil {
 				b.Error(err)
 				return
@@ -103,13 +103,13 @@ func BenchmarkWaitHandOff(b *testing.B) {
 func BenchmarkWaitBehind10000(b *testing.B) {
 	p := benchPool(1)
 	p.AddLane(connpool.Limits{Max: 1}, connpool.Up)
-	busy, _ := p.Try(0)
+	busy, _ := p.Try(0, false)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	const n = 10000
 	for range n {
 		go func() {
-			if t, err := p.Wait(ctx, []uint64{1}, nil); err == nil {
+			if t, err := p.Wait(ctx, &connpool.Request{Lanes: []uint64{1}}); err == nil {
 				t.Put(0)
 			}
 			done <- struct{}{}
@@ -120,9 +120,10 @@ func BenchmarkWaitBehind10000(b *testing.B) {
 	lanes := []uint64{2}
 	b.ReportAllocs()
 	b.SetParallelism(4)
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			t, err := p.Wait(context.Background(), lanes, nil)
+			t, err := p.Wait(context.Background(), &connpool.Request{Lanes: lanes})
 			if err != nil {
 				b.Error(err)
 				return
@@ -130,6 +131,7 @@ func BenchmarkWaitBehind10000(b *testing.B) {
 			t.Put(1)
 		}
 	})
+	b.StopTimer()
 	cancel()
 	for range n {
 		<-done

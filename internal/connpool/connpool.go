@@ -7,7 +7,7 @@
 //
 //  1. A caller takes a [Turn]: [Pool.Try] for the lane it has picked or, when
 //     all lanes that would do are full, [Pool.Wait] for the first of them that
-//     has room.
+//     has room. ([Pool.TryIdle] is for checks that must not be in anybody's way.)
 //  2. The turn hands out an idle connection ([Turn.Conn]) or adopts the one
 //     that the caller opened ([Turn.Adopt]).
 //  3. The caller, in its own goroutine, does with the connection what it wants
@@ -23,6 +23,22 @@
 // anything else becomes of the connection, nothing of the rider's is lost: it
 // gets its place in the queue back.
 //
+// Who waits is served in the order of when they are due: the moment of arrival
+// plus a lag that the waiter brings along ([Request]). The longer the lag the
+// less urgent, but nobody is overtaken by those who come later than the
+// difference of their lags, so nobody starves. A lane can keep slots back
+// (Limits.Reserved) that those who are marked as bulk don't get.
+//
+// # Lanes that come and go
+//
+// [Pool.AddLane] returns the number of the lane, which is what all methods take
+// and [Turn.Lane] returns. [Pool.RemoveLane] ends a lane, and once nothing of it
+// is left, a new lane can have its place, under a number that is another one but
+// for its low bits ([Member]). A number whose lane was removed is harmless
+// for ever: it grants nothing and changes nothing, whoever has its place now. Only
+// the bitset of a Request can't tell the lanes apart that have a place one after
+// the other; Request.Seen is for that, and for being told that there are new ones.
+//
 // # Why it is right
 //
 // There is one mutex, and there is one exit from every critical section,
@@ -30,8 +46,8 @@
 // for it, releases the mutex, and only then wakes them and closes what is to
 // be closed. (A rider that gets its place back may be owed a slot of any lane it
 // names. It comes back before the critical section changes anything else, so
-// that a slot that is free then has nobody else waiting for it, and takes it at
-// once.) So no channel is touched and no callback runs under the lock, and
+// that a slot that is free for it then has nobody else waiting who may take it,
+// and takes it at once.) So no channel is touched and no callback runs under the lock, and
 // whenever the lock is free:
 //
 //   - A lane's turns and idle connections, and the connections that are being
@@ -40,13 +56,19 @@
 //     it takes to retire a connection: after Max was lowered, and by a turn that
 //     adopts a connection although the lane has idle ones, or after it found
 //     them out of date.)
-//   - A lane that could grant a turn has no waiter in its queue. (This is why
-//     Try cannot overtake anybody.)
+//   - A lane that could grant a turn has no waiter in its queue that could take
+//     it: none at all if it could grant it to bulk, none but bulk otherwise. (This
+//     is why Try cannot overtake anybody who could have what it takes.)
+//   - The turns of bulk are at most Max-Reserved, unless limits or the lane's
+//     state were changed under them. (A turn is granted to bulk, and a bulk rider
+//     boards, only while the turns that run leave the reserve alone; a slot is
+//     inherited with its driver's turn counted, and so none is counted twice.)
 //   - Each waiter in a queue names at least one lane that is not Down.
-//   - A waiter that has not been served is in the queues of all lanes it names,
+//   - A waiter that has not been served, or told that it should look again, is in the queues of all lanes it names,
 //     or rides on one connection and its patience (Config.Patience) lasts, or
 //     both, when it rides and its patience is over. Out of the queue it keeps
 //     its ticket, and so its place.
+//   - A waiter in a queue came, or came back, after the last Rouse.
 //   - A connection has at most one rider; the turn that holds it is not a probe,
 //     and no reservation or idle list has it. Once somebody has boarded it and
 //     neither alighted nor been handed it, it is never used again.
@@ -54,12 +76,16 @@
 //   - A connection is in exactly one place: idle in its lane, or with one turn
 //     (or with one call of Recheck).
 //   - The mirrors that Free, Held and Try read without the lock are exact.
+//   - A removed lane is Down, has no idle connection and gets neither a turn nor
+//     a new waiter. Its place is given away only when it has no turn, no
+//     connection that is being checked or retired, and no waiter that names it.
 //
-// The FIFO of waiters across the lanes is kept as one list for each lane, in
-// the order of arrival, and a waiter has a link in the list of each lane it
-// names. The first waiter that may use a lane is thus the head of its list, no
-// matter how many wait for other lanes; joining and leaving the queue costs one
-// step for each lane named.
+// The queue of waiters across the lanes is kept as two heaps for each lane, in the
+// order in which they are due, one of them for bulk; a waiter has a link in a heap
+// of each lane it names. The first waiter that may use a lane is thus at the
+// top of one of its two heaps, no matter how many wait for other lanes or
+// for the reserve; joining, leaving and coming back to the queue, at whatever
+// place, costs O(log n) steps for each lane named.
 package connpool
 
 import (
@@ -73,8 +99,9 @@ import (
 
 // The errors of [Pool.Wait], next to the cause of its context.
 var (
-	ErrClosed = errors.New("connpool: pool closed")
-	ErrNoLane = errors.New("connpool: no lane is up")
+	ErrClosed  = errors.New("connpool: pool closed")
+	ErrNoLane  = errors.New("connpool: no lane is up")
+	ErrChanged = errors.New("connpool: the lanes have changed")
 )
 
 // State says whether a lane grants turns.
@@ -115,12 +142,13 @@ const (
 	ReasonDown                  // its lane is not up, or was flushed
 	ReasonLeft                  // what was begun on it for a rider has nobody who finishes it
 	ReasonClosed                // the pool was closed
+	ReasonRemoved               // its lane was removed
 	numReasons
 )
 
 func (r Reason) String() string {
 	if r < numReasons {
-		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "left", "closed"}[r]
+		return [numReasons]string{"broken", "dead", "idle", "age", "uses", "trimmed", "down", "left", "closed", "removed"}[r]
 	}
 	return "invalid reason"
 }
@@ -128,6 +156,7 @@ func (r Reason) String() string {
 // Limits are the limits of one lane. The zero value limits nothing.
 type Limits struct {
 	Max         int           // connections at a time, in use and idle; <= 0: unlimited
+	Reserved    int           // slots of Max that bulk doesn't get; at most Max-1, so that bulk gets something
 	MaxIdle     int           // idle connections kept; 0: as many as Max, negative: none
 	MaxUses     int           // uses of one connection; <= 0: unlimited
 	MaxAge      time.Duration // of a connection, which draws its own limit at ±10 %; <= 0: unlimited
@@ -174,11 +203,15 @@ type Pool[C any] struct {
 	waiters sync.Pool                  // of *waiter[C], none of them queued and no wake in the channel
 	reapers sync.WaitGroup             // calls of reap that are running or scheduled
 
+	nowhere lane[C]       // what the numbers stand for whose lane's place was given away: removed, nothing else
+	changes atomic.Uint64 // see Changes; written only under mu
+
 	mu      sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
 	closed  bool
 	waiting int                             // waiters, in the queue or riding
+	rouses  uint64                          // calls of Rouse
 	tickets uint64                          // waiters that have come
-	riders  link[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
+	riders  seat[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
 	conns   map[*conn[C]]struct{}           // all connections, idle and in use
 	timer   *time.Timer                     // calls reap; nil until there is something to expire
 	alarm   time.Duration                   // when the timer fires, at the latest; never: it isn't set
@@ -186,25 +219,27 @@ type Pool[C any] struct {
 	shut    *conn[C]                        // to be closed when the lock is released
 }
 
-// lane is one lane of a pool. Everything but mirror and reused is guarded by the
-// pool's mutex.
+// lane is one lane of a pool. Everything but number, mirror and reused is guarded
+// by the pool's mutex.
 type lane[C any] struct {
-	index    int
+	number   int  // its place in the pool's lanes, and how many had it before: see Member
+	removed  bool // for ever
 	state    State
-	epoch    uint64     // calls of SetState
+	epoch    uint64     // calls of SetState and RemoveLane
 	flushes  uint64     // calls of Flush
 	limits   Limits     // as given, but Max and MaxIdle as counts: unlimited is math.MaxInt
 	held     int        // turns
 	checking int        // idle connections that Recheck has taken out; each occupies a slot
 	leaving  int        // connections that are being closed, where there is a Config.Retire; each occupies a slot
 	idle     []*conn[C] // ordered by since: the newest is last
-	queue    link[C]    // the ring of the waiters in the queue that name the lane, first come first
+	queue    queue[C]   // the waiters in the queue that name the lane, but those that are bulk
+	bulk     queue[C]   // these
 	waiting  int        // the waiters that name it, those that ride too
 	opened   uint64
 	closed   [numReasons]uint64
 
 	reused atomic.Uint64
-	mirror atomic.Uint64 // held<<1, plus 1 if a turn can be granted; published by unlock
+	mirror atomic.Uint64 // held<<mirrorHeld, and the two bits below; published by unlock
 }
 
 // conn is a connection of the pool.
@@ -224,6 +259,13 @@ type conn[C any] struct {
 	taken  bool          // somebody boarded it, and has neither alighted nor got it from Turn.Conn
 }
 
+// The bits of a lane's mirror.
+const (
+	mirrorFree = 1 << iota // a turn can be granted
+	mirrorBulk             // also to bulk
+	mirrorHeld = iota      // the turns are from here on
+)
+
 const (
 	never   = time.Duration(math.MaxInt64) // a pool time that does not come
 	century = 100 * 365 * 24 * time.Hour   // as good as no limit, and cannot overflow
@@ -234,157 +276,10 @@ func New[C any](cfg Config[C]) *Pool[C] {
 	p := &Pool[C]{cfg: cfg, start: time.Now(), conns: map[*conn[C]]struct{}{}, alarm: never, patient: cfg.patience()}
 	p.riders.prev, p.riders.next = &p.riders, &p.riders
 	p.lanes.Store(new([]*lane[C]))
+	p.nowhere.removed = true
+	p.changes.Store(1)
 	p.waiters.New = func() any { return &waiter[C]{wake: make(chan struct{}, 1)} }
 	return p
-}
-
-// AddLane adds a lane and returns its number; the first is 0.
-func (p *Pool[C]) AddLane(limits Limits, s State) int {
-	p.mu.Lock()
-	old := *p.lanes.Load()
-	l := &lane[C]{index: len(old), state: s, limits: limits.counts()}
-	l.queue.prev, l.queue.next = &l.queue, &l.queue
-	all := append(old[:len(old):len(old)], l)
-	p.lanes.Store(&all)
-	p.unlock(l)
-	return l.index
-}
-
-// SetState sets the state of a lane. Unless it is Up, its idle connections are
-// closed; when it is Down, the waiters that no lane can serve any more fail
-// with ErrNoLane. Turns that run are not touched.
-func (p *Pool[C]) SetState(lane int, s State) {
-	l := p.lane(lane)
-	p.mu.Lock()
-	l.state = s
-	l.epoch++
-	if s != Up {
-		p.closeIdle(l, ReasonDown)
-	}
-	if s == Down {
-		p.failStranded(l)
-	}
-	p.unlock(l)
-}
-
-// SetLimits sets the limits of a lane. Idle connections that are too many, too
-// old or used up by the new limits are closed; turns that run are not touched.
-func (p *Pool[C]) SetLimits(lane int, limits Limits) {
-	now := p.now()
-	l := p.lane(lane)
-	p.mu.Lock()
-	l.limits = limits.counts()
-	p.sweep(l, now)
-	p.unlock(l)
-}
-
-// Flush closes the connections of a lane without failing anybody: the idle
-// ones now, with ReasonDown, and those of turns that were granted before when
-// they are put back.
-func (p *Pool[C]) Flush(lane int) {
-	l := p.lane(lane)
-	p.mu.Lock()
-	l.flushes++
-	p.closeIdle(l, ReasonDown)
-	p.unlock(l)
-}
-
-// Recheck closes those idle connections of a lane that are no longer alive.
-// While they are being checked they are not handed out and occupy their slots.
-func (p *Pool[C]) Recheck(lane int) {
-	if p.cfg.Alive == nil {
-		return
-	}
-	l := p.lane(lane)
-	p.mu.Lock()
-	taken, flushes := l.idle, l.flushes
-	l.idle = nil
-	l.checking += len(taken)
-	p.unlock(l)
-
-	alive := make([]bool, len(taken))
-	for i, c := range taken {
-		alive[i] = p.cfg.Alive(c.c)
-	}
-
-	now := p.now()
-	p.mu.Lock()
-	l.checking -= len(taken)
-	for i, c := range taken {
-		if alive[i] {
-			p.park(c, flushes, now)
-		} else {
-			p.shutConn(c, ReasonDead)
-		}
-	}
-	p.unlock(l)
-}
-
-// Free reports, without the lock, whether Try would grant a turn: the lane is
-// Up (or Once) and has a free slot for which nobody waits.
-func (p *Pool[C]) Free(lane int) bool { return p.lane(lane).mirror.Load()&1 != 0 }
-
-// Held returns, without the lock, the number of turns of a lane.
-func (p *Pool[C]) Held(lane int) int { return int(p.lane(lane).mirror.Load() >> 1) }
-
-// Try grants a turn of the lane if it can be had now, without overtaking a
-// waiter.
-func (p *Pool[C]) Try(lane int) (t *Turn[C], ok bool) {
-	// Just small enough to be inlined, so that a turn that does not escape from
-	// the caller is not allocated. (Turns are not recycled, so that ending one
-	// twice is always found out.)
-	g, ok := p.try(lane)
-	if ok {
-		t = &Turn[C]{g}
-	}
-	return t, ok
-}
-
-func (p *Pool[C]) try(lane int) (t turn[C], ok bool) {
-	l := p.lane(lane)
-	if l.mirror.Load()&1 == 0 {
-		return t, false
-	}
-	p.mu.Lock()
-	if ok = p.grantable(l); ok {
-		t = p.grant(l)
-	}
-	p.unlock(l)
-	return t, ok
-}
-
-// LaneStats describes a lane at one moment, and what happened in it so far.
-type LaneStats struct {
-	State   State
-	Held    int                // turns
-	Idle    int                // idle connections; one reserved for a turn is not idle
-	Waiting int                // waiters that name the lane, also while they ride on a connection of any lane
-	Opened  uint64             // connections adopted
-	Reused  uint64             // connections handed out by Turn.Conn
-	Closed  [numReasons]uint64 // connections that left, by Reason
-}
-
-// Stats returns the state and the counts of a lane.
-func (p *Pool[C]) Stats(lane int) LaneStats {
-	l := p.lane(lane)
-	p.mu.Lock()
-	defer p.mu.Unlock() // nothing was changed
-	return LaneStats{
-		State:   l.state,
-		Held:    l.held,
-		Idle:    len(l.idle) + l.checking,
-		Waiting: l.waiting,
-		Opened:  l.opened,
-		Reused:  l.reused.Load(),
-		Closed:  l.closed,
-	}
-}
-
-// Waiting returns the number of waiters, those that ride included.
-func (p *Pool[C]) Waiting() int {
-	p.mu.Lock()
-	defer p.mu.Unlock() // nothing was changed
-	return p.waiting
 }
 
 // Close fails all waiters and riders with ErrClosed, closes the idle connections and calls
@@ -398,9 +293,7 @@ func (p *Pool[C]) Close() {
 		p.closed = true
 		for _, l := range *p.lanes.Load() {
 			p.closeIdle(l, ReasonClosed)
-			for l.queue.next != &l.queue {
-				p.fail(l.queue.next.w, ErrClosed)
-			}
+			p.failQueue(l, ErrClosed)
 			p.publish(l)
 		}
 		for p.riders.next != &p.riders {
@@ -422,9 +315,6 @@ func (p *Pool[C]) Close() {
 	p.reapers.Wait()
 }
 
-// lane returns a lane. It needs no lock.
-func (p *Pool[C]) lane(i int) *lane[C] { return (*p.lanes.Load())[i] }
-
 // now returns the pool time: what the monotonic clock says since New.
 func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 
@@ -434,8 +324,12 @@ func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 // nothing is served, and for what comeBack takes, which frees none.)
 func (p *Pool[C]) unlock(l *lane[C]) {
 	if l != nil {
-		for l.queue.next != &l.queue && p.grantable(l) {
-			p.serve(l.queue.next.w, l)
+		for p.grantable(l, false) {
+			w := l.first(p.grantable(l, true))
+			if w == nil {
+				break
+			}
+			p.serve(w, l)
 		}
 		// Only now, so that a waiter takes over what would be too much to keep.
 		// To trim because of those that are leaving would only make more leave.
@@ -486,9 +380,27 @@ func (p *Pool[C]) closeConn(c *conn[C]) {
 
 // The methods that follow need the lock.
 
-// grantable reports whether a lane can grant a turn.
-func (p *Pool[C]) grantable(l *lane[C]) bool {
-	return !p.closed && l.state != Down && l.held+l.checking+l.leaving < l.limits.Max
+// grantable reports whether a lane can grant a turn, to bulk or not.
+func (p *Pool[C]) grantable(l *lane[C], bulk bool) bool {
+	return !p.closed && l.state != Down && l.held+l.checking+l.leaving < l.slots(bulk)
+}
+
+// slots returns how many slots a lane gives to bulk before it keeps the rest back,
+// or else how many it has.
+func (l *lane[C]) slots(bulk bool) int {
+	if bulk {
+		return l.limits.Max - l.limits.Reserved
+	}
+	return l.limits.Max
+}
+
+// first returns the first waiter in the queue of a lane, nil if there is none.
+// Unless bulk may have the slot, it is the first of those that are not bulk.
+func (l *lane[C]) first(bulk bool) *waiter[C] {
+	if bulk && len(l.bulk) > 0 && (len(l.queue) == 0 || l.bulk[0].before(&l.queue[0])) {
+		return l.bulk.first()
+	}
+	return l.queue.first()
 }
 
 // grant takes a slot of a grantable lane, together with its newest idle
@@ -506,9 +418,12 @@ func (p *Pool[C]) grant(l *lane[C]) turn[C] {
 
 // publish brings the mirror of a lane up to date.
 func (p *Pool[C]) publish(l *lane[C]) {
-	m := uint64(l.held) << 1
-	if p.grantable(l) {
-		m |= 1
+	m := uint64(l.held) << mirrorHeld
+	if p.grantable(l, false) {
+		m |= mirrorFree
+	}
+	if p.grantable(l, true) {
+		m |= mirrorBulk
 	}
 	l.mirror.Store(m)
 }
@@ -574,6 +489,8 @@ func (p *Pool[C]) fit(c *conn[C], now time.Duration) bool {
 	switch {
 	case p.closed:
 		c.why = ReasonClosed
+	case c.lane.removed:
+		c.why = ReasonRemoved
 	case c.lane.state != Up:
 		c.why = ReasonDown
 	case lim.MaxUses > 0 && c.uses >= lim.MaxUses:
@@ -670,6 +587,7 @@ func (lim Limits) counts() Limits {
 	if lim.Max <= 0 {
 		lim.Max = math.MaxInt
 	}
+	lim.Reserved = min(max(lim.Reserved, 0), lim.Max-1)
 	switch {
 	case lim.MaxIdle == 0:
 		lim.MaxIdle = math.MaxInt

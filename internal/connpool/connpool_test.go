@@ -160,7 +160,7 @@ func (w *world) open() *fakeConn {
 
 func (w *world) try(lane int) *fakeTurn {
 	w.t.Helper()
-	t, ok := w.Try(lane)
+	t, ok := w.Try(lane, false)
 	if !ok || t.Lane() != lane {
 		w.t.Fatalf("Try(%d) = %v, %v", lane, t, ok)
 	}
@@ -169,8 +169,8 @@ func (w *world) try(lane int) *fakeTurn {
 
 func (w *world) noTry(lane int) {
 	w.t.Helper()
-	free := w.Free(lane)
-	if t, ok := w.Try(lane); ok || t != nil {
+	free := w.Free(lane, false)
+	if t, ok := w.Try(lane, false); ok || t != nil {
 		w.t.Fatalf("Try(%d) = %v, %v; want none", lane, t, ok)
 	}
 	if free {
@@ -231,7 +231,8 @@ type wait struct {
 	w      *world
 	cancel context.CancelCauseFunc
 	rider  *connpool.Rider // its load is the wait itself
-	done   bool            // under w.mu
+	req    *connpool.Request
+	done   bool // under w.mu
 	turn   *fakeTurn
 	err    error
 }
@@ -244,13 +245,18 @@ func (w *world) waitToRide(lanes ...int) *wait { return w.waitAs(&connpool.Rider
 
 func (w *world) waitAs(r *connpool.Rider, lanes []int) *wait {
 	w.t.Helper()
+	return w.waitFor(&connpool.Request{Lanes: set(lanes...), Rider: r})
+}
+
+func (w *world) waitFor(r *connpool.Request) *wait {
+	w.t.Helper()
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	q := &wait{w: w, cancel: cancel, rider: r}
-	if r != nil {
-		r.Load = q
+	q := &wait{w: w, cancel: cancel, req: r, rider: r.Rider}
+	if r.Rider != nil {
+		r.Rider.Load = q
 	}
 	go func() {
-		t, err := w.Wait(ctx, set(lanes...), r)
+		t, err := w.Wait(ctx, r)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		q.turn, q.err, q.done = t, err, true
@@ -349,7 +355,7 @@ func TestNilConfig(t *testing.T) {
 	p := connpool.New(connpool.Config[int]{})
 	p.AddLane(limits{MaxUses: 2}, up)
 	for i, reused := range []bool{false, true, false} {
-		turn, _ := p.Try(0)
+		turn, _ := p.Try(0, false)
 		if _, ok := turn.Conn(); ok != reused {
 			t.Errorf("%d: Conn() = %v", i, ok)
 		} else if !ok {
@@ -358,7 +364,7 @@ func TestNilConfig(t *testing.T) {
 		turn.Put(1)
 		p.Recheck(0)
 	}
-	turn, _ := p.Try(0)
+	turn, _ := p.Try(0, false)
 	turn.Conn()
 	p.Close()
 	turn.Adopt(2)
@@ -596,7 +602,7 @@ func TestStrings(t *testing.T) {
 		"down": down, "once": once, "up": up, "invalid state": up + 1,
 		"broken": connpool.ReasonBroken, "dead": connpool.ReasonDead, "idle": connpool.ReasonIdle,
 		"age": connpool.ReasonAge, "uses": connpool.ReasonUses, "trimmed": connpool.ReasonTrimmed,
-		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "invalid reason": connpool.ReasonClosed + 1,
+		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "removed": connpool.ReasonRemoved, "invalid reason": connpool.ReasonRemoved + 1,
 	} {
 		if got.String() != want {
 			t.Errorf("%q, want %q", got, want)

@@ -160,8 +160,8 @@ func TestMaxAge(t *testing.T) {
 func TestHugeLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.AddLane(limits{math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt64, math.MaxInt64}, up)
-		w.AddLane(limits{math.MinInt, 0, math.MinInt, math.MinInt64, math.MinInt64}, up)
+		w.AddLane(limits{math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt64, math.MaxInt64}, up)
+		w.AddLane(limits{math.MinInt, math.MinInt, 0, math.MinInt, math.MinInt64, math.MinInt64}, up)
 		time.Sleep(time.Hour)
 		w.fill(0, 2)
 		w.fill(1, 2)
@@ -268,7 +268,7 @@ func TestOnce(t *testing.T) {
 			(*fakeTurn).Drop,
 		} {
 			w.SetState(0, once)
-			if !w.Free(0) {
+			if !w.Free(0, false) {
 				t.Error("not free")
 			}
 			a := w.try(0)

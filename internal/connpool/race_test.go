@@ -204,7 +204,7 @@ func (c *crowd) take(r *rand.Rand) *fakeTurn {
 		c.mu.Lock()
 		q.tick = c.tick
 		c.mu.Unlock()
-		if turn, ok := c.Try(lane); ok {
+		if turn, ok := c.Try(lane, false); ok {
 			c.granted(q, turn)
 			return turn
 		}
@@ -225,7 +225,7 @@ func (c *crowd) take(r *rand.Rand) *fakeTurn {
 	if r.IntN(4) > 0 {
 		rider = &connpool.Rider{Load: q}
 	}
-	turn, err := c.Wait(ctx, set(q.lanes...), rider)
+	turn, err := c.Wait(ctx, &connpool.Request{Lanes: set(q.lanes...), Rider: rider})
 	c.mu.Lock()
 	delete(c.waiters, q)
 	if q.on != nil && !rider.Lent {
@@ -422,7 +422,7 @@ func (c *crowd) check() {
 			t.Errorf("lane %d has idle connections too many: %+v, %+v, closed %v", i, s, lim, c.closed)
 		}
 		free := !c.closed && s.State != down && s.Held+leaving[i] < lim.Max
-		if got := c.Free(i); got != free && (got || !checking) {
+		if got := c.Free(i, false); got != free && (got || !checking) {
 			t.Errorf("Free(%d) = %v, want %v", i, got, free)
 		}
 		if n := s.Waiting - patient[i]; free && !checking && n > 0 {
@@ -454,7 +454,7 @@ func TestOnceRaces(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), d)
 					defer cancel()
-					if turn, err := w.Wait(ctx, set(0, 1), nil); err == nil {
+					if turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(0, 1)}); err == nil {
 						granted.Add(1)
 						turns <- turn
 					}
@@ -463,7 +463,7 @@ func TestOnceRaces(t *testing.T) {
 			for range r.IntN(3) {
 				wg.Go(func() {
 					time.Sleep(time.Millisecond)
-					if turn, ok := w.Try(0); ok {
+					if turn, ok := w.Try(0, false); ok {
 						granted.Add(1)
 						turns <- turn
 					}
@@ -535,11 +535,11 @@ func TestStress(t *testing.T) {
 	work := func() {
 		var turn *connpool.Turn[*conn]
 		if lane := rand.IntN(lanes); rand.IntN(3) == 0 {
-			turn, _ = p.Try(lane)
+			turn, _ = p.Try(lane, false)
 		} else {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(300))*time.Microsecond)
 			var err error
-			turn, err = p.Wait(ctx, []uint64{rand.Uint64N(1 << lanes)}, nil)
+			turn, err = p.Wait(ctx, &connpool.Request{Lanes: []uint64{rand.Uint64N(1 << lanes)}})
 			cancel()
 			switch {
 			case errors.Is(err, connpool.ErrNoLane):
@@ -620,7 +620,7 @@ func TestStress(t *testing.T) {
 				p.SetState(i, up)
 			}
 			for range 10 {
-				_ = p.Free(0) && p.Held(1) > 0 && p.Waiting() > 0
+				_ = p.Free(0, false) && p.Held(1) > 0 && p.Waiting() > 0
 				runtime.Gosched()
 			}
 		}

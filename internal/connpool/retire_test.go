@@ -22,7 +22,7 @@ func TestRetire(t *testing.T) {
 				})
 				w.gone()
 				w.wantStats(0, w.Stats(0).Held, 0, 0)
-				if free := w.Stats(0).Held == 0 && w.Stats(0).State == up; w.Free(0) != free {
+				if free := w.Stats(0).Held == 0 && w.Stats(0).State == up; w.Free(0, false) != free {
 					t.Errorf("Free = %v when all is done, want %v", !free, free)
 				}
 			})

@@ -14,8 +14,8 @@ type Rider struct {
 	Lent bool
 }
 
-// Board makes the first waiter of the lane the rider of the connection that the
-// turn holds, and returns its Load. The holder is expected to begin the rider's
+// Board makes the first waiter of the lane that may have the turn's slot the rider
+// of the connection that the turn holds, and returns its Load. The holder is expected to begin the rider's
 // work on the connection behind its own now, and then to end the turn as ever:
 // Put hands the connection to the rider if it may still be used, and the slot
 // with it, so a chain of riders can go on over one connection until a limit
@@ -26,20 +26,26 @@ type Rider struct {
 // uses is how often the turn has used the connection, including the use that is
 // about to end, as Put will be told.
 //
-// Nobody boards, and ok is false, when the first waiter offers no Rider or rides
+// Bulk may have the slot only while the turns of the lane, this one included, leave
+// alone what is reserved (Limits.Reserved); whether this turn itself is bulk makes no
+// difference. So a chain of bulk riders can't hold on to a slot that would be kept
+// back, or be an urgent waiter's, if it were put back. What counts is the moment of
+// boarding: a rider keeps its ride when the reserve is taken into use meanwhile.
+//
+// Nobody boards, and ok is false, when that waiter offers no Rider or rides
 // already (to let others pass would starve it); when Put could not hand the
 // connection on, as things are: by the state, Max, MaxUses and MaxAge of the
 // lane, by Flush and by Close; when a Once lane granted the turn, as its
-// connection is the proof that is awaited; when somebody has boarded before; and
-// when the turn holds no connection.
+// connection is the proof that is awaited, or TryIdle; when somebody has boarded
+// before; and when the turn holds no connection.
 func (t *Turn[C]) Board(uses int) (load any, ok bool) {
 	p, l := t.pool, t.lane
-	if l.mirror.Load()&1 != 0 { // without the lock: who could have a turn does not wait
+	if l.mirror.Load()&mirrorBulk != 0 { // without the lock: nobody waits where even bulk could have a turn
 		return nil, false
 	}
 	now := p.now()
 	p.mu.Lock()
-	if w := l.queue.next.w; w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
+	if w := l.first(l.held <= l.slots(true)); w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
 		c := t.conn
 		c.rider, c.taken = w, true
 		w.unqueue()
@@ -93,7 +99,7 @@ func (cfg *Config[C]) patience() time.Duration {
 // often by it could be handed on at the end of the turn, as things are.
 func (t *turn[C]) takesRider(uses int, now time.Duration) bool {
 	p, l, c := t.pool, t.lane, t.conn
-	return t.holds && !c.taken && !t.once &&
+	return t.holds && !c.taken && !t.once && !t.checks &&
 		!p.closed && l.state == Up && t.flushes == l.flushes && l.held <= l.limits.Max &&
 		(l.limits.MaxUses <= 0 || c.uses+max(uses, 0) < l.limits.MaxUses) &&
 		now < c.oldAt()
@@ -139,8 +145,8 @@ func (w *waiter[C]) disembark() {
 
 // comeBack gives a waiter that is out of the queue what it would have if it had
 // stayed: a turn, a failure, or its place. It is to be called before anything
-// else is changed, when a lane that could grant a turn has nobody in its queue
-// (see unlock), so that the waiter overtakes nobody. The lane that it takes a slot
+// else is changed, when a lane that could grant a turn has nobody in its queue who
+// could take it (see unlock), so that the waiter overtakes nobody. The lane that it takes a slot
 // of is not unlock's concern any more.
 func (p *Pool[C]) comeBack(w *waiter[C]) {
 	if p.closed {
@@ -148,25 +154,20 @@ func (p *Pool[C]) comeBack(w *waiter[C]) {
 		return
 	}
 	for i := range w.links {
-		if l := w.links[i].lane; p.grantable(l) {
+		if l := w.links[i].lane; p.grantable(l, w.bulk) {
 			p.serve(w, l)
 			p.publish(l)
 			return
 		}
 	}
-	if !w.hasLane() {
+	switch {
+	case w.rouses != p.rouses:
+		p.fail(w, ErrChanged)
+	case !w.hasLane():
 		p.fail(w, ErrNoLane)
-		return
+	default:
+		w.enqueue()
 	}
-	for i := range w.links {
-		k := &w.links[i]
-		at := k.lane.queue.next
-		for at.w != nil && at.w.ticket < w.ticket {
-			at = at.next
-		}
-		k.insert(at)
-	}
-	w.queued = true
 }
 
 // endPatience lets the riders whose patience is over come back, while they ride

@@ -237,7 +237,7 @@ func TestCancelRider(t *testing.T) {
 				q := &wait{w: w, cancel: func(error) { close(ctx.done) }, rider: &connpool.Rider{}}
 				q.rider.Load = q
 				go func() {
-					turn, err := w.Wait(ctx, set(0), q.rider)
+					turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(0), Rider: q.rider})
 					w.mu.Lock()
 					defer w.mu.Unlock()
 					q.turn, q.err, q.done = turn, err, true

@@ -115,7 +115,7 @@ func TestRideStress(t *testing.T) {
 		}
 		own.data++
 		r := &connpool.Rider{Load: own}
-		turn, err := p.Wait(ctx, []uint64{1 + rand.Uint64N(1<<lanes-1)}, r)
+		turn, err := p.Wait(ctx, &connpool.Request{Lanes: []uint64{1 + rand.Uint64N(1<<lanes-1)}, Rider: r})
 		cancel()
 		mine := own
 		if r.Lent {

@@ -298,7 +298,7 @@ func TestComesBackToAFreeSlot(t *testing.T) {
 	riding(t, "other lane", func(t *testing.T, w *world, a *fakeTurn, q *wait) {
 		w.SetLimits(2, limits{Max: 2})
 		q.waits() // patiently
-		if !w.Free(2) {
+		if !w.Free(2, false) {
 			t.Error("a rider keeps a slot from others")
 		}
 		a.Alight()
@@ -466,7 +466,7 @@ func TestLentIsOfOneWait(t *testing.T) {
 		q.fails(context.Canceled)
 		q.lent(true)
 		a.Put(1)
-		if turn, err := w.Wait(t.Context(), set(0), q.rider); err != nil || turn.Rides() {
+		if turn, err := w.Wait(t.Context(), &connpool.Request{Lanes: set(0), Rider: q.rider}); err != nil || turn.Rides() {
 			t.Fatalf("Wait = %v, %v", turn, err)
 		}
 		q.lent(false)
@@ -477,15 +477,16 @@ func TestLentIsOfOneWait(t *testing.T) {
 func TestRideDoesNotAllocate(t *testing.T) {
 	p := benchPool(1)
 	defer p.Close()
-	a, _ := p.Try(0)
+	a, _ := p.Try(0, false)
 	a.Adopt(&benchConn{})
 	next := make(chan *connpool.Turn[*benchConn])
 	start := make(chan struct{})
 	defer close(start)
-	r := &connpool.Rider{Load: p}
+	req := &connpool.Request{Lanes: []uint64{1}, Rider: &connpool.Rider{Load: p}}
 	go func() {
 		for range start {
-			turn, err := p.Wait(context.Background(), []uint64{1}, r)
+			req.Ticket = connpool.Ticket{}
+			turn, err := p.Wait(context.Background(), req)
 			if err != nil {
 				t.Error(err)
 			}
@@ -518,7 +519,7 @@ func TestRideKeepsNoReference(t *testing.T) {
 	type thing struct{ _ [64]byte }
 	p := connpool.New(connpool.Config[*thing]{Patience: -1})
 	p.AddLane(limits{Max: 1}, up)
-	a, _ := p.Try(0)
+	a, _ := p.Try(0, false)
 	ts := []*connpool.Turn[*thing]{a}
 	var things []weak.Pointer[thing]
 	add := func() *thing {
@@ -530,7 +531,7 @@ func TestRideKeepsNoReference(t *testing.T) {
 		got := make(chan *connpool.Turn[*thing], 1)
 		load := add()
 		go func() {
-			turn, _ := p.Wait(ctx, set(0), &connpool.Rider{Load: load})
+			turn, _ := p.Wait(ctx, &connpool.Request{Lanes: set(0), Rider: &connpool.Rider{Load: load}})
 			got <- turn
 		}()
 		for p.Waiting() == 0 {

@@ -19,13 +19,14 @@ type turn[C any] struct {
 	holds   bool     // conn was handed out or adopted
 	ended   bool
 	rides   bool   // conn came with what was begun for the turn while it was a rider
+	checks  bool   // granted by TryIdle
 	once    bool   // granted by a lane that was Once
 	epoch   uint64 // the lane's, if once
 	flushes uint64 // the lane's
 }
 
 // Lane returns the number of the lane.
-func (t *Turn[C]) Lane() int { return t.lane.index }
+func (t *Turn[C]) Lane() int { return t.lane.number }
 
 // Held returns the connection that the turn holds: handed out by Conn, or
 // adopted.
@@ -54,7 +55,9 @@ func (t *Turn[C]) Conn() (c C, ok bool) {
 			why = t.conn.why
 		case p.cfg.Alive == nil || p.cfg.Alive(t.conn.c):
 			t.holds = true
-			t.lane.reused.Add(1)
+			if !t.checks {
+				t.lane.reused.Add(1)
+			}
 			continue
 		}
 		p.mu.Lock()
@@ -90,7 +93,7 @@ func (t *Turn[C]) Adopt(c C) {
 		}
 		return
 	}
-	t.rides = false
+	t.rides, t.checks = false, false
 	switch {
 	case t.holds:
 		p.alight(t.conn)
@@ -133,7 +136,9 @@ func (t *Turn[C]) Put(uses int) bool {
 	}
 	if t.holds {
 		t.conn.uses += max(uses, 0)
-		t.conn.since = now
+		if !t.checks || uses > 0 {
+			t.conn.since = now
+		}
 	}
 	if !t.handOver(now) {
 		t.end(now)

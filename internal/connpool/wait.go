@@ -12,11 +12,14 @@ import (
 type waiter[C any] struct {
 	links  []link[C] // one for each lane named; fixed while queued, as others point into it
 	queued bool
-	ticket uint64        // its number among all that came, which is its place in each queue
+	bulk   bool
+	ticket Ticket        // its place among those that are due when it is
+	due    time.Duration // its place in each queue, in pool time
+	rouses uint64        // the pool's, when it came
 	rider  *Rider        // nil: it does not ride
 	conn   *conn[C]      // what it rides on
 	until  time.Duration // when its patience is over, in pool time
-	seat   link[C]       // its place in the pool's riders, while its patience lasts
+	seat   seat[C]       // its place in the pool's riders, while its patience lasts
 	lent   bool          // it left a connection that it rode on
 	turn   turn[C]       // what was granted, if err is nil
 	err    error         // why it failed
@@ -24,46 +27,80 @@ type waiter[C any] struct {
 	wake   chan struct{} // of one slot; empty whenever the waiter is not in use
 }
 
-// link is a waiter's place in the queue of one lane.
-type link[C any] struct {
-	prev, next *link[C]
+// seat is a place in the ring of those who ride.
+type seat[C any] struct {
+	prev, next *seat[C]
 	w          *waiter[C]
-	lane       *lane[C]
 }
 
-// Wait grants a turn of one of the lanes in the bitset: at once if one of them
-// has a free slot (the one with the lowest number), else as soon as one has a
-// slot for this waiter, first come first served. Lanes that were not added are
-// ignored. It fails with ErrNoLane when all the lanes are Down, now or later,
-// with ErrClosed, and with the cause of its context.
+// Request is what a caller of [Pool.Wait] wants.
+type Request struct {
+	// Lanes is the bitset of the lanes that would do, by their [Member]. Lanes that
+	// were not added, or were removed, are ignored. A lane that is Down does no harm
+	// next to others that are not: when it is Up again, it serves who waits for it.
+	Lanes []uint64
+	// Seen, if it is not 0, is what [Pool.Changes] said before Lanes was chosen. If it
+	// says something else when Wait comes to it, Wait fails with ErrChanged: the
+	// members of Lanes might be other lanes by now, and one who is not yet in the queue
+	// would miss a Rouse. Who leaves it 0 has to compare Turn.Lane with the number that
+	// was meant.
+	Seen uint64
+	// Lag is added to the moment of arrival: who is due first is served first. A lag
+	// may be negative, and is at most a century either way.
+	Lag time.Duration
+	// Bulk gets no slot that a lane keeps back (Limits.Reserved).
+	Bulk bool
+	// Rider is offered to be taken along, see [Turn.Board]. It may be nil.
+	Rider *Rider
+	// Ticket is the place in the queue. It is set when Wait joins the queue with the
+	// zero Ticket. To come again with one, after whatever end of the last Wait, is to
+	// have arrived when it was new. It is good for one call of Wait at a time.
+	Ticket Ticket
+}
+
+// Ticket says when somebody came to wait.
+type Ticket struct {
+	number uint64        // among all that came to the pool, from 1
+	came   time.Duration // in pool time
+}
+
+// Wait grants a turn of one of the lanes that the request names: at once if one of
+// them has a free slot for it (the one with the lowest Member), else as soon as one
+// has a slot for this waiter; who is due first is served first, and who came first
+// among those due at the same time. It fails with ErrNoLane when all the lanes are
+// Down or removed, now or later, with ErrChanged after Rouse, with ErrClosed, and
+// with the cause of its context.
 //
-// If r is not nil, the waiter may become the rider of a turn when it is the
-// first in the queue of that turn's lane (see [Turn.Board]). Then it can be
+// With a Rider, the waiter may be taken along by a turn, when it is the first in
+// the queue for that turn's slot (see [Turn.Board]). Then it can be
 // granted that turn's connection, with what was begun for it ([Turn.Rides]). For
 // as long as its patience (Config.Patience) lasts it takes nothing else, and
 // lanes that go Down don't make it fail.
-func (p *Pool[C]) Wait(ctx context.Context, lanes []uint64, r *Rider) (*Turn[C], error) {
-	t, err := p.wait(ctx, lanes, r)
+func (p *Pool[C]) Wait(ctx context.Context, r *Request) (*Turn[C], error) {
+	t, err := p.wait(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	return &Turn[C]{t}, nil
 }
 
-func (p *Pool[C]) wait(ctx context.Context, lanes []uint64, r *Rider) (t turn[C], err error) {
-	if r != nil {
-		r.Lent = false
+func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
+	if r.Rider != nil {
+		r.Rider.Lent = false
 	}
 	if ctx.Err() != nil {
 		return t, context.Cause(ctx)
 	}
 	p.mu.Lock()
 	all := *p.lanes.Load()
-	end := min(len(all), 64*len(lanes))
+	lanes, end := r.Lanes, min(len(all), 64*len(r.Lanes))
+	if r.Seen != 0 && r.Seen != p.changes.Load() {
+		end, err = 0, ErrChanged
+	}
 	named, up := 0, 0
 	for i := nextBit(lanes, 0); i < end; i = nextBit(lanes, i+1) {
 		l := all[i]
-		if p.grantable(l) {
+		if p.grantable(l, r.Bulk) {
 			t = p.grant(l)
 			p.unlock(l)
 			return t, nil
@@ -76,7 +113,7 @@ func (p *Pool[C]) wait(ctx context.Context, lanes []uint64, r *Rider) (t turn[C]
 	switch {
 	case p.closed:
 		err = ErrClosed
-	case up == 0:
+	case err == nil && up == 0:
 		err = ErrNoLane
 	}
 	if err != nil {
@@ -88,10 +125,21 @@ func (p *Pool[C]) wait(ctx context.Context, lanes []uint64, r *Rider) (t turn[C]
 		w.links = make([]link[C], 0, named)
 	}
 	for i := nextBit(lanes, 0); i < end; i = nextBit(lanes, i+1) {
-		w.links = append(w.links, link[C]{w: w, lane: all[i]})
+		if !all[i].removed {
+			w.links = append(w.links, link[C]{w: w, lane: all[i]})
+		}
 	}
-	w.rider = r
-	p.enqueue(w)
+	if r.Ticket.number == 0 {
+		p.tickets++
+		r.Ticket = Ticket{p.tickets, p.now()}
+	}
+	w.bulk, w.ticket, w.rouses, w.rider = r.Bulk, r.Ticket, p.rouses, r.Rider
+	w.due = r.Ticket.came + min(max(r.Lag, -century), century)
+	for i := range w.links {
+		w.links[i].lane.waiting++
+	}
+	p.waiting++
+	w.enqueue()
 	p.unlock(nil)
 
 	select {
@@ -112,8 +160,8 @@ func (p *Pool[C]) wait(ctx context.Context, lanes []uint64, r *Rider) (t turn[C]
 			}
 		}
 	}
-	if r != nil {
-		r.Lent = w.lent
+	if r.Rider != nil {
+		r.Rider.Lent = w.lent
 	}
 	clear(w.links)
 	w.links, w.rider, w.lent, w.turn, w.err = w.links[:0], nil, false, turn[C]{}, nil
@@ -123,25 +171,29 @@ func (p *Pool[C]) wait(ctx context.Context, lanes []uint64, r *Rider) (t turn[C]
 
 // The methods that follow need the lock.
 
-// enqueue lets a waiter that comes join the queue of each lane it names.
-func (p *Pool[C]) enqueue(w *waiter[C]) {
-	p.tickets++
-	w.ticket = p.tickets
+// enqueue gives a waiter its place in the queue of each lane it names.
+func (w *waiter[C]) enqueue() {
 	for i := range w.links {
 		k := &w.links[i]
-		k.insert(&k.lane.queue)
-		k.lane.waiting++
+		k.lane.queueOf(w).push(k)
 	}
 	w.queued = true
-	p.waiting++
 }
 
 // unqueue takes a waiter out of all queues; it keeps its ticket.
 func (w *waiter[C]) unqueue() {
 	for i := range w.links {
-		w.links[i].remove()
+		k := &w.links[i]
+		k.lane.queueOf(w).remove(k)
 	}
 	w.queued = false
+}
+
+func (l *lane[C]) queueOf(w *waiter[C]) *queue[C] {
+	if w.bulk {
+		return &l.bulk
+	}
+	return &l.queue
 }
 
 // leave ends a wait: the waiter is nowhere any more.
@@ -173,15 +225,30 @@ func (p *Pool[C]) fail(w *waiter[C], err error) {
 	p.wakeLater(w)
 }
 
+// failQueue fails all who are in the queue of a lane.
+func (p *Pool[C]) failQueue(l *lane[C], err error) {
+	for _, q := range []*queue[C]{&l.queue, &l.bulk} {
+		for n := len(*q); n > 0; n = len(*q) {
+			p.fail((*q)[n-1].link.w, err)
+		}
+	}
+}
+
 // failStranded fails the waiters of a lane that has gone Down which name no
 // other lane that could serve them.
 func (p *Pool[C]) failStranded(l *lane[C]) {
-	for k := l.queue.next; k != &l.queue; {
-		w := k.w
-		k = k.next
-		if !w.hasLane() {
-			p.fail(w, ErrNoLane)
+	var list *waiter[C] // first collected, as the heap changes with each that goes
+	for _, q := range []queue[C]{l.queue, l.bulk} {
+		for i := range q {
+			if w := q[i].link.w; !w.hasLane() {
+				w.next, list = list, w
+			}
 		}
+	}
+	for list != nil {
+		w := list
+		list, w.next = w.next, nil
+		p.fail(w, ErrNoLane)
 	}
 }
 
@@ -205,17 +272,16 @@ func (p *Pool[C]) wakeLater(w *waiter[C]) {
 	p.wake.tail = w
 }
 
-// insert puts a link into a ring, in front of another; in front of the root is
-// the end.
-func (k *link[C]) insert(at *link[C]) {
-	k.prev, k.next = at.prev, at
-	k.prev.next, at.prev = k, k
+// insert puts a seat into a ring, as its last.
+func (s *seat[C]) insert(root *seat[C]) {
+	s.prev, s.next = root.prev, root
+	s.prev.next, root.prev = s, s
 }
 
-// remove takes a link out of its ring.
-func (k *link[C]) remove() {
-	k.prev.next, k.next.prev = k.next, k.prev
-	k.prev, k.next = nil, nil
+// remove takes a seat out of its ring.
+func (s *seat[C]) remove() {
+	s.prev.next, s.next.prev = s.next, s.prev
+	s.prev, s.next = nil, nil
 }
 
 // nextBit returns the first member of a bitset that is not below i, or

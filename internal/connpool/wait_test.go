@@ -59,13 +59,13 @@ func TestWaitTakesWhatIsFree(t *testing.T) {
 		lanes []int
 		want  int
 	}{{[]int{0, 7, 3, 199}, 3}, {[]int{0, 3, 7, 199}, 7}, {[]int{3, 7, 199}, 199}, {[]int{63, 64}, 63}, {[]int{63, 64}, 64}, {[]int{128, 500}, 128}} {
-		turn, err := w.Wait(t.Context(), set(tt.lanes...), nil)
+		turn, err := w.Wait(t.Context(), &connpool.Request{Lanes: set(tt.lanes...)})
 		if err != nil || turn.Lane() != tt.want {
 			t.Errorf("Wait(%v) = %v, %v; want %d", tt.lanes, turn, err, tt.want)
 		}
 	}
 	for _, lanes := range [][]uint64{nil, {}, {0}, set(0), set(201), set(1000)} {
-		if turn, err := w.Wait(t.Context(), lanes, nil); turn != nil || err != connpool.ErrNoLane {
+		if turn, err := w.Wait(t.Context(), &connpool.Request{Lanes: lanes}); turn != nil || err != connpool.ErrNoLane {
 			t.Errorf("Wait(%b) = %v, %v", lanes, turn, err)
 		}
 	}
@@ -104,7 +104,7 @@ func TestWaitContext(t *testing.T) {
 		cause := errors.New("cause")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(cause)
-		if turn, err := w.Wait(ctx, set(0), nil); turn != nil || err != cause {
+		if turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(0)}); turn != nil || err != cause {
 			t.Errorf("Wait = %v, %v", turn, err)
 		}
 		busy := w.try(0)
@@ -114,7 +114,7 @@ func TestWaitContext(t *testing.T) {
 		w.wantStats(0, 1, 0, 2)
 		ctx, stop := context.WithTimeout(t.Context(), time.Second)
 		defer stop()
-		if turn, err := w.Wait(ctx, set(0), nil); turn != nil || err != context.DeadlineExceeded {
+		if turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(0)}); turn != nil || err != context.DeadlineExceeded {
 			t.Errorf("Wait = %v, %v", turn, err)
 		}
 		busy.Drop()
@@ -132,7 +132,7 @@ func TestCancelRaces(t *testing.T) {
 		ctx := &raceContext{t.Context(), make(chan struct{}), race}
 		q := &wait{w: w, cancel: func(error) { close(ctx.done) }}
 		go func() {
-			turn, err := w.Wait(ctx, set(lanes...), nil)
+			turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(lanes...)})
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			q.turn, q.err, q.done = turn, err, true
@@ -350,7 +350,7 @@ func TestCancellationStorm(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second+time.Duration(i%7)*time.Millisecond)
 				defer cancel()
-				turn, err := w.Wait(ctx, []uint64{uint64(i%7 + 1)}, nil)
+				turn, err := w.Wait(ctx, &connpool.Request{Lanes: []uint64{uint64(i%7 + 1)}})
 				if err == nil {
 					turn.Put(1)
 				}
@@ -395,7 +395,7 @@ func TestNoReferenceIsKept(t *testing.T) {
 		for i := range ts {
 			c := new(conn)
 			conns = append(conns, weak.Make(c))
-			ts[i], _ = p.Try(0)
+			ts[i], _ = p.Try(0, false)
 			ts[i].Adopt(c)
 		}
 		return ts
@@ -429,7 +429,7 @@ func TestNoReferenceIsKept(t *testing.T) {
 			fill(p, 3)
 			var ts []*turn
 			for range 3 {
-				t, _ := p.Try(0)
+				t, _ := p.Try(0, false)
 				t.Conn()
 				ts = append(ts, t)
 			}
@@ -466,7 +466,7 @@ func TestNoReferenceIsKept(t *testing.T) {
 			got := make(chan *turn)
 			for range 3 {
 				go func() {
-					t, _ := p.Wait(context.Background(), set(0), nil)
+					t, _ := p.Wait(context.Background(), &connpool.Request{Lanes: set(0)})
 					got <- t
 				}()
 			}

@@ -19,9 +19,10 @@ const (
 	StageFinal          // after the commit point, waiting for the reply to the message
 	StageReset          // RSET
 	StageQuit           // QUIT
+	StageNoop           // NOOP on an idle connection; no message is concerned
 )
 
-var stageNames = [...]string{"", "dial", "tls", "banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "final", "rset", "quit"}
+var stageNames = [...]string{"", "dial", "tls", "banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "final", "rset", "quit", "noop"}
 
 // String returns the stage's name in lower case, "" for StageNone.
 func (s Stage) String() string {

@@ -137,14 +137,14 @@ func TestClasses(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	seen := map[string]bool{}
-	for s := reply.StageNone + 1; s <= reply.StageQuit; s++ {
+	for s := reply.StageNone + 1; s <= reply.StageNoop; s++ {
 		if n := s.String(); n == "" || n == "invalid" || seen[n] {
 			t.Errorf("stage %d: %q", s, n)
 		} else {
 			seen[n] = true
 		}
 	}
-	if got := (reply.StageQuit + 1).String(); got != "invalid" {
+	if got := (reply.StageNoop + 1).String(); got != "invalid" {
 		t.Errorf("a stage too far: %q", got)
 	}
 	clear(seen)

@@ -40,6 +40,9 @@ func (c *Conn) authenticate(ctx context.Context, refused error) *End {
 	if len(c.mechs) == 0 {
 		return c.give(reply.FailCapability, errors.New("the relay does not offer AUTH, and credentials are configured"))
 	}
+	if c.noLogin {
+		return nil
+	}
 	auth, end := c.mechanism(ctx, refused)
 	if end != nil {
 		return end

@@ -19,13 +19,24 @@ import (
 func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, refused error) (*Conn, *End, Timings) {
 	var t Timings
 	c := &Conn{cfg: cfg}
-	begun := time.Now()
-	c.spend(cut, total)
-	if end := c.connect(ctx); end != nil {
-		t.Dial = time.Since(begun)
+	if end := c.open(ctx, cut, total, refused, &t); end != nil {
+		if c.raw != nil {
+			_ = c.Close()
+		}
 		return nil, end, t
 	}
+	return c, nil, t
+}
+
+// open does what Dial says. Behind an End it leaves the raw connection as it is, if there is one: the caller closes it.
+func (c *Conn) open(ctx context.Context, cut time.Time, total time.Duration, refused error, t *Timings) *End {
+	begun := time.Now()
+	c.spend(cut, total)
+	end := c.connect(ctx)
 	t.Dial = time.Since(begun)
+	if end != nil {
+		return end
+	}
 	stop := c.watch(ctx)
 	buf := borrowReadBuffer()
 	c.rd.Reset(c, buf[:])
@@ -36,7 +47,7 @@ func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, 
 			_ = c.Close()
 		}
 	}()
-	end := c.greet(ctx, refused, &t)
+	end = c.greet(ctx, refused, t)
 	returned = true
 	if end == nil && c.rd.Buffered() > 0 {
 		end = c.give(reply.FailOutOfStep, errUnasked)
@@ -49,12 +60,8 @@ func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, 
 		c.interrupt(contextError(ctx))
 		end = c.fail(contextError(ctx))
 	}
-	if end != nil {
-		_ = c.Close()
-		return nil, end, t
-	}
 	c.spend(time.Time{}, 0)
-	return c, nil, t
+	return end
 }
 
 var errUnasked = errors.New("the relay sent something that nobody asked for")
@@ -134,7 +141,7 @@ func (c *Conn) greet(ctx context.Context, refused error, t *Timings) *End {
 	}
 	begun = time.Now()
 	end = c.authenticate(ctx, refused)
-	if c.hasCredentials() {
+	if c.hasCredentials() && !c.noLogin {
 		t.Auth = time.Since(begun)
 	}
 	if c.cfg.Auth != nil && c.cfg.Secrets != nil && len(c.secrets) > 0 {

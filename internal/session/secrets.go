@@ -61,6 +61,9 @@ func (cfg *Config) tell(secrets []string) []string {
 // read reads a reply, and takes out of it what the relay was told.
 func (c *Conn) read() (reply.Reply, error) {
 	r, err := c.rd.Read()
+	if err == nil {
+		c.code = int16(r.Code)
+	}
 	for _, secret := range c.cfg.told() {
 		r.Text = strings.ReplaceAll(r.Text, secret, redacted)
 	}

@@ -82,6 +82,7 @@ type End struct {
 	Err       error         // what lies behind Failure
 	LongWait  bool          // the stage lasted long enough for the relay to be blamed although the caller's deadline ended it
 	Shortened bool          // FailTimeout: the stage's time was cut for the caller's deadline
+	Stale     bool          // Noop: the relay had given up this one connection, which says nothing of the relay
 }
 
 // Timings are how long the parts of an attempt took; zero where a part did not happen.
@@ -102,12 +103,14 @@ type Conn struct {
 	mechs     []string // that AUTH offers, until it is done
 	secrets   []string // what AUTH sent, until it is done
 	rd        reply.Reader
+	code      int16        // of the last reply
 	rbuf      *[4096]byte  // lent to rd while a transaction is under way, or somebody rides
 	rider     *Transaction // its envelope was sent behind the last body, and its replies were not read
 	uses      int
 	kept      bool // it was idle before its first use
 	secured   bool
 	verified  bool // under TLS with a certificate that was checked
+	noLogin   bool // a check that doesn't log in
 	exact     bool // what a Write on raw reports is exactly what may have reached the relay
 	needReset bool // the relay holds the rest of an earlier transaction
 	broken    bool
