@@ -31,6 +31,12 @@ type Config struct {
 	// Streams are the classes of traffic that Envelope.Stream names, and how they wait for connections. nil: "bulk" and "marketing" are put back by 30 s and get no slots that
 	// Conns.Reserved keeps back; all others are equal.
 	Streams []Stream
+	// MaxWait bounds how long a message waits for a free connection. What waits longer is deferred with ErrNoRelay, or, with SpillOver, may use the next tier as well. Default: only the
+	// caller's context bounds it. Negative is an error.
+	MaxWait time.Duration
+	// SpillOver lets a message that has waited for MaxWait while all relays of its tier were busy use the next tier beside it, and another MaxWait later the one after that; when all are
+	// busy, it is deferred. Without it a tier is used only when no relay of a lower one can take mail at all.
+	SpillOver bool
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string
 	// Dial opens connections, where a Relay has no Dial of its own: a proxy, an in-memory network. It must end with its context. Default: a
@@ -282,6 +288,15 @@ func (c *Config) validate() ([]*session.Config, error) {
 		f.add("Balancer", "%s", b.fault)
 	}
 	c.validateStreams(&f)
+	switch {
+	case c.MaxWait < 0:
+		f.add("MaxWait", "is negative; 0: only the context bounds it")
+	case c.MaxWait > 0 && c.MaxWait < time.Millisecond:
+		f.add("MaxWait", "is %v; a millisecond is the least (30 is 30ns: write 30*time.Second)", c.MaxWait)
+	case c.MaxWait == 0 && c.SpillOver:
+		f.add("SpillOver", "needs a MaxWait")
+	}
+	c.Retry.validate(&f)
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))
 	for i := range c.Relays {

@@ -35,6 +35,7 @@ type delivery struct {
 	entry   []int          // for each entry of Envelope.To its number in rcpts
 	index   map[string]int // of many recipients, by key
 	pending int            // recipients whose outcome is not settled
+	made    int            // attempts, without those that were over before anything was offered (Attempt.Hedged)
 
 	total    time.Duration // the length of the caller's context; 0: no deadline
 	deadline time.Time
@@ -46,6 +47,10 @@ type delivery struct {
 	skip, skipBuf        Bitset // of the tier that lanes is about
 	candidates           int    // relays that could be tried now, in any tier
 	prefer               string
+	unpaid               bool          // this turn is one that the budget knows nothing of
+	frugal               bool          // the budget is used up: this turn is for relays that are well
+	spilled              int           // tiers that this turn may use beyond the first
+	waitUntil            time.Time     // fleet.maxWait ends for this turn; zero before it waits
 	larger               bool          // a relay said that the message is too large for it,
 	tooLargeFor          int64         // and this is the SIZE that it advertised
 	throttled            bool          // a relay wanted less mail
@@ -59,6 +64,7 @@ type delivery struct {
 	place connpool.Request // in the queue; Seen, Lag and Bulk count before there is any
 	turn  connpool.Turn[*session.Conn]
 	try   attempt
+	next  *leg // where the next attempt is under way already
 	bits  [5][4]uint64
 }
 
@@ -204,9 +210,13 @@ func (d *delivery) limit(ctx context.Context) {
 // late reports whether too little of the caller's time is left to begin anything.
 func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && now.After(d.commitBy) }
 
-// cut is when the stages before the commit point must be over for the other relays to have their share of the caller's time.
+// cut is when the stages before the commit point of the attempt that begins must be over for the other relays to have their share of the caller's time.
 func (d *delivery) cut(now time.Time) time.Time {
-	left := min(d.candidates, d.fleet.attempts-len(d.receipt.Attempts))
+	return d.share(now, min(d.candidates, d.fleet.attempts-d.made+1))
+}
+
+// share is when the first of so many relays must be done that begin now.
+func (d *delivery) share(now time.Time, left int) time.Time {
 	if d.deadline.IsZero() || left <= 1 {
 		return time.Time{}
 	}

@@ -5,6 +5,7 @@ import (
 	"github.com/smtplb/smtplb/internal/connpool"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/session"
 )
@@ -23,6 +24,9 @@ type fleet struct {
 	balancer Balancer
 	attempts int // for one message at the most
 	streams  streams
+	hedging  bool
+	maxWait  time.Duration // 0: no limit
+	spill    bool
 }
 
 // tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of fleet.relays.
@@ -90,7 +94,10 @@ func (f *fleet) reweigh() {
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
 func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
-	f = &fleet{config: c, sessions: sessions, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams()}
+	f = &fleet{
+		config: c, sessions: sessions, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
+		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver,
+	}
 	specs := p.expand(f, old)
 	switch {
 	case f.attempts == 0:

@@ -12,7 +12,8 @@ import (
 type Hooks struct {
 	// AttemptStart is called before a relay is tried, when a connection slot of it is held (of a message that rode behind another's body the envelope has been sent
 	// by then, see Attempt.Rode). The function that it returns may be nil;
-	// it is called at the attempt's end.
+	// it is called at the attempt's end. Each Attempt of the Receipt has had one call of both: where another relay was quicker to connect, the attempt ends for the slow one (see
+	// Attempt.Hedged), and begins for the other when that is connected.
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)

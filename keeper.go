@@ -114,5 +114,6 @@ func (p *Pool) tend(now time.Time) (busy bool) {
 	f := p.fleet.Load()
 	f.reweigh()
 	f.refresh(now)
+	p.budget.turnOver(now)
 	return false
 }

@@ -15,6 +15,24 @@ type Retry struct {
 	// Attempts is how many relays are tried for a recipient at the most, each once (with AtLeastOnce, one that left the outcome unknown once more). Default: 3. Negative: as many as there are. The free redial of
 	// a connection that proved stale is not an attempt.
 	Attempts int
+	// Budget bounds the attempts beyond the first of each message, so that an outage of everything isn't made worse by retries: it is the share of first attempts that may be
+	// added to them. Default: 0.2. Negative: no bound.
+	//
+	// Each first attempt brings that share of a token into the pool's account, where it lapses after 60 s, and each further one takes a token out. At first the account holds as many as
+	// the relays may have connections together (those without a limit not counted), and at least 10. An attempt at a relay that is well is made even where the account is empty; without a token
+	// nobody probes a relay that has just failed, or tries the same one again (AtLeastOnce). Who finds no other is deferred with ErrNoRelay. A further attempt
+	// because of a recipient's own 4xx costs nothing.
+	Budget float64
+	// NoHedging: a slow relay is waited for. By default, when no connection has come about after 250 ms (or what this relay takes in 19 of 20 cases, if that is
+	// more), another relay of the same tier that is well and has a free connection is asked too, and the message goes to the one that is ready first; it is never offered to both. The other connection is
+	// kept for the next message. At most 5 % more connections are opened for that. Dial and Auth functions are then called in a goroutine of their own.
+	NoHedging bool
+}
+
+func (r Retry) validate(f *faults) {
+	if r.Budget != r.Budget || r.Budget > 1000 {
+		f.add("Retry.Budget", "is %v; it is a share, such as 0.2 (negative: no bound)", r.Budget)
+	}
 }
 
 const defaultAttempts = 3

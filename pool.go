@@ -34,6 +34,10 @@ type Pool struct {
 	failovers atomic.Uint64
 	born      time.Time
 	events    events
+	budget    budget
+	hedges    hedges
+	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left
+	endRaces  context.CancelCauseFunc
 }
 
 var errNotMade = errors.New("smtplb: the Pool was not made by New")
@@ -55,6 +59,7 @@ func New(c Config) (*Pool, error) {
 		p.maxSize = defaultMaxMessageSize
 	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	p.races, p.endRaces = context.WithCancelCause(p.ctx)
 	p.conns = connpool.New(connpool.Config[*session.Conn]{
 		Alive:  (*session.Conn).Alive,
 		Close:  func(c *session.Conn, _ connpool.Reason) { _ = c.Close() },
@@ -65,6 +70,7 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.budget.configure(c.Retry.Budget, f.reserve())
 	p.fleet.Store(f)
 	return p, nil
 }
@@ -105,6 +111,7 @@ func (p *Pool) Close() error {
 // stop ends waiting, connections and timers.
 func (p *Pool) stop() {
 	p.keeper.stop()
+	p.endRaces(ErrClosed)
 	p.conns.Close()
 	for _, r := range p.fleet.Load().relays {
 		r.breaker.Stop()

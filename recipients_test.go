@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/textproto"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -329,7 +330,9 @@ func TestLastFifth(t *testing.T) {
 		defer h.close()
 		h.relays[0].On(smtptest.EndOfData).For("first@example.com").Delay(16500 * time.Millisecond)
 		h.relays[0].On(smtptest.Mail).From("b@example.com").Reply(451, "4.5.0 later")
-		go h.pool.Deliver(t.Context(), envelope("first@example.com"))
+		var first sync.WaitGroup
+		defer first.Wait()
+		first.Go(func() { _, _ = h.pool.Deliver(t.Context(), envelope("first@example.com")) })
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()

@@ -57,6 +57,9 @@ type standing struct {
 	counts        relayCounts
 	latencies     atomic.Pointer[latencies]
 	down          downtime
+	connects      connects
+	hops          atomic.Uint64 // attempts elsewhere that one here led to
+	outrun        atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
 func newStanding(p *Pool, c *Relay) *standing {

@@ -50,6 +50,7 @@ func (p *Pool) replace(c *Config, sessions []*session.Config, why string) ([]new
 	if err != nil {
 		return nil, err
 	}
+	p.budget.configure(c.Retry.Budget, f.reserve())
 	for _, r := range f.relays { // whoever goes by the old fleet is outdated already,
 		r.current.Store(r.session)
 	}
