@@ -494,9 +494,9 @@ func TestTryIdle(t *testing.T) {
 	in(t, "in nobody's way", func(t *testing.T, w *world) {
 		w.AddLane(limits{Max: 3, Reserved: 1}, up)
 		none(w)
-		w.fill(0, 2)
+		w.fill(0, 3)
 		a := idle(w)
-		wantConn(t, a, w.conns[1])
+		wantConn(t, a, w.conns[2])
 		b := w.try(0)
 		none(w) // the last slot is not for checks
 		a.Put(0)
