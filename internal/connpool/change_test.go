@@ -86,6 +86,25 @@ func TestRemoveLane(t *testing.T) {
 		q.gets(0).Put(0)
 		w.noTry(0)
 	})
+	in(t, "nor one that is given back", func(t *testing.T, w *world) {
+		w.AddLane(limits{Max: 1}, up)
+		w.try(0)
+		for range 50 { // the grant and the end of the context race
+			n := w.AddLane(limits{Max: 1}, down)
+			q := w.wait(0, connpool.Member(n))
+			q.cancel(nil)
+			w.SetState(n, once)
+			w.RemoveLane(n)
+			synctest.Wait()
+			if q.err == nil {
+				q.turn.Put(0)
+			}
+			w.noTry(n)
+			if s := w.Stats(n); s.State != down || s.Held != 0 {
+				t.Fatalf("a lane that was removed: %+v", s)
+			}
+		}
+	})
 	synctest.Test(t, func(t *testing.T) { // the owner can say goodbye
 		w := newRetiringWorld(t, -1)
 		w.AddLane(limits{Max: 2}, up)
@@ -475,9 +494,9 @@ func TestTryIdle(t *testing.T) {
 	in(t, "in nobody's way", func(t *testing.T, w *world) {
 		w.AddLane(limits{Max: 3, Reserved: 1}, up)
 		none(w)
-		w.fill(0, 2)
+		w.fill(0, 3)
 		a := idle(w)
-		wantConn(t, a, w.conns[1])
+		wantConn(t, a, w.conns[2])
 		b := w.try(0)
 		none(w) // the last slot is not for checks
 		a.Put(0)
