@@ -197,13 +197,13 @@ func (f *fleet) pick(p smtplb.Picker, info smtplb.PickInfo) error {
 	switch i := p.Pick(info); {
 	case i == -1 && !available:
 	case i == -1:
-		return fmt.Errorf("Pick returned -1, and there are relays to choose (%+v)", info)
+		return fmt.Errorf("a pick returned -1, and there are relays to choose (%+v)", info)
 	case i < 0 || i >= len(f.relays):
-		return fmt.Errorf("Pick returned %d, which no relay has (%+v)", i, info)
+		return fmt.Errorf("a pick returned %d, which no relay has (%+v)", i, info)
 	case info.Skip.Has(i):
-		return fmt.Errorf("Pick returned %d, which is in Skip (%+v)", i, info)
+		return fmt.Errorf("a pick returned %d, which is in Skip (%+v)", i, info)
 	case f.relays[i].Weight() == 0:
-		return fmt.Errorf("Pick returned %d, whose Weight is 0 (%+v)", i, info)
+		return fmt.Errorf("a pick returned %d, whose Weight is 0 (%+v)", i, info)
 	}
 	return nil
 }
@@ -318,7 +318,7 @@ var cases = []testCase{
 			was := slices.Clone(skip)
 			p.Pick(message(i, skip))
 			if !slices.Equal(skip, was) {
-				return fmt.Errorf("Skip was %b, and Pick made it %b", was, skip)
+				return fmt.Errorf("a pick made %[2]b of Skip, which was %[1]b", was, skip)
 			}
 		}
 		return nil

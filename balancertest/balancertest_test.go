@@ -134,7 +134,7 @@ func TestFindsBroken(t *testing.T) {
 			}
 			return best
 		}},
-		{"writes into Skip", "skip is left alone", "made it", func(b *broken, info smtplb.PickInfo) int {
+		{"writes into Skip", "skip is left alone", "a pick made", func(b *broken, info smtplb.PickInfo) int {
 			i := good(b, info)
 			if i >= 0 {
 				info.Skip[i/64] |= 1 << (i % 64)

@@ -171,6 +171,7 @@ func TestPicksByLoad(t *testing.T) {
 		{"least", []float64{1, 1, 1}, []int{3, 1, 1}, nil, []int{1, 2}},
 		{"least", []float64{1, 1, 1}, []int{1, 1, 1}, bits(3, 0), []int{1, 2}},
 		{"adaptive", []float64{1, 1}, []int{1, 0}, nil, []int{0, 1}}, // no strict improvement: 1 > 1 it isn't
+		{"adaptive", []float64{1, 1}, []int{2, 1}, nil, []int{0, 1}}, // nor 2 > 2
 		{"adaptive", []float64{1, 1}, []int{2, 0}, nil, []int{1}},
 		{"adaptive", []float64{1, 1}, []int{2, 0}, bits(2, 1), []int{0}},
 		{"adaptive", []float64{1, 1, 1}, []int{5, 1, 5}, nil, []int{1}},
@@ -421,7 +422,7 @@ func TestHashShares(t *testing.T) {
 	_, loads, _ := gauges(500, func(int) int { return 0 })
 	h := balance.NewHash(weights, names(500), loads, 0)
 	counts, sum := make([]float64, 500), 0.0
-	for k := range 1000000 {
+	for k := range 300000 {
 		i := h.Pick(fmt.Sprint("k", k), nil)
 		counts[i]++
 	}
@@ -430,7 +431,7 @@ func TestHashShares(t *testing.T) {
 	}
 	for i, w := range weights {
 		slots := w / sum * (1 << 16)
-		if got, want := counts[i]/1e6*(1<<16), slots; math.Abs(got-want) > 6.5*math.Sqrt(want)+1 {
+		if got, want := counts[i]/3e5*(1<<16), slots; math.Abs(got-want) > 6.5*math.Sqrt(want*(1+(1<<16)/3e5))+1 {
 			t.Errorf("relay %d of weight %v has %.1f slots' worth of keys, want %.1f", i, w, got, want)
 		}
 	}
@@ -511,6 +512,25 @@ func TestBoundedLoad(t *testing.T) {
 		if i := h.Pick("x", bits(4, 1, 2, 3)); i != 0 {
 			t.Errorf("the only one that is left: %d", i)
 		}
+	}
+}
+
+// The message that is to be sent counts towards the load that is shared out: of two relays, with a bound of 2, one may take all of two messages.
+func TestBoundIsNotTooLow(t *testing.T) {
+	gs, loads, _ := gauges(2, func(int) int { return 0 })
+	h := balance.NewHash([]float64{1, 1}, names(2), loads, 2)
+	home := h.Pick("x", nil)
+	gs[home].inFlight.Store(1)
+	if got := h.Pick("x", nil); got != home {
+		t.Errorf("with one in flight, of two that it may have: %d, want %d", got, home)
+	}
+	gs[home].inFlight.Store(3) // of four that would be in flight the bound allows four
+	if got := h.Pick("x", nil); got != home {
+		t.Errorf("with three in flight, of four: %d, want %d", got, home)
+	}
+	tight := balance.NewHash([]float64{1, 1}, names(2), loads, 1.25) // three
+	if got := tight.Pick("x", nil); got == home {
+		t.Errorf("with three in flight, of three: %d", got)
 	}
 }
 

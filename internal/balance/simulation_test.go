@@ -192,7 +192,7 @@ func TestSimulatedGreyRelay(t *testing.T) {
 func TestSimulatedShares(t *testing.T) {
 	weights := []float64{10, 5, 1, 1}
 	for _, rate := range []float64{1, 10, 50, 150} {
-		s := simulation{rate, time.Duration(8000 / rate * float64(time.Second)), 20, func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, bool) {
+		s := simulation{rate, time.Duration(80000 / rate * float64(time.Second)), 20, func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, bool) {
 			return lognormal(r, 100*time.Millisecond, 0.6), false
 		}}
 		for _, name := range []string{"adaptive", "round robin", "least"} {
