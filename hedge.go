@@ -108,6 +108,7 @@ type leg struct {
 
 	state   atomic.Uint32
 	counted bool // by the gate, once it was left
+	hushed  bool // it was left because the caller's context had ended: how long it goes on says nothing
 }
 
 // The states of a leg: whoever moves it from legDials decides who gives slot and permit back.
@@ -199,6 +200,8 @@ func (l *leg) settle() {
 			r.learn(l.conn.Extensions())
 		}
 		l.permit.Done(breaker.NotCounted)
+	case l.end != nil && l.hushed:
+		l.permit.Done(breaker.NotCounted)
 	case l.end != nil:
 		fact := dialFact(l.end)
 		outcome := r.outcome(verdict.Judge(fact).Blame, fact)
@@ -281,11 +284,12 @@ func (a *attempt) raceWith(ctx context.Context, other *leg) *session.End {
 			return a.race(ctx)
 		}
 	case <-ctx.Done():
+		other.hushed = true
 		other.cancel(contextError(ctx))
 		return a.leave(ctx)
 	}
 	end := a.arrive(ctx)
-	if end != nil && ctx.Err() == nil {
+	if other.hushed = ctx.Err() != nil; end != nil && !other.hushed {
 		a.d.next, other = other, nil
 	}
 	return end
@@ -311,7 +315,7 @@ func (a *attempt) leave(ctx context.Context) *session.End {
 	if l.within(dialHasLeft) {
 		return a.arrive(ctx)
 	}
-	a.leg, a.turn = nil, nil
+	a.leg, a.turn, l.hushed = nil, nil, true
 	l.abandon()
 	end := &session.End{Stage: reply.StageDial, Failure: reply.FailCanceled, Err: why}
 	if errors.Is(why, context.DeadlineExceeded) {
