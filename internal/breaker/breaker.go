@@ -251,6 +251,8 @@ type Permit struct {
 	b    *Breaker
 	done func(error) // gobreaker's; nil once used. Guarded by b.mu
 	gen  uint64
+
+	forced bool // it is Force's. Guarded by b.mu
 }
 
 // Allow asks for leave to try the relay: always given when Closed, to one at a time when HalfOpen, else refused.
@@ -313,10 +315,12 @@ func (p *Permit) Done(o Outcome) {
 		return
 	}
 	b.mu.Lock()
-	done := p.done
-	p.done = nil
+	done, forced := p.done, p.forced
+	p.done, p.forced = nil, false
 	before := b.State()
-	if done != nil && p.gen == b.gen && !b.stopped && !b.off.Load() {
+	if forced && !b.stopped && !b.off.Load() {
+		b.forcedLocked(o)
+	} else if done != nil && p.gen == b.gen && !b.stopped && !b.off.Load() {
 		if before == Closed {
 			b.countLocked(done, o)
 		} else {
