@@ -48,6 +48,9 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 	}
 	permit.Done(outcome)
 	a.release()
+	if outcome == breaker.Success {
+		r.answers(time.Now())
+	}
 
 	a.record.Duration = time.Since(a.record.Start)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)

@@ -51,7 +51,7 @@ func words(n int) int { return (n + 63) / 64 }
 // RelayView is what a Balancer sees of a relay. Its methods may be called at any time; the numbers are of the moment.
 type RelayView interface {
 	Name() string
-	Weight() float64 // 1 or more
+	Weight() float64 // 0: it is not used now
 	InFlight() int   // connections in use by sends
 	Limit() int      // of connections; 0: none
 }
@@ -79,7 +79,7 @@ type tablePicker struct {
 
 func (p *tablePicker) Pick(info PickInfo) int {
 	if info.Attempt <= 1 {
-		if i := p.table.Next(); !info.Skip.Has(i) {
+		if i := p.table.Next(); i >= 0 && !info.Skip.Has(i) {
 			return i
 		}
 	}

@@ -28,6 +28,8 @@ type Config struct {
 	Balancer Balancer
 	// Retry bounds the attempts for a message.
 	Retry Retry
+	// Health says how relays are checked that no message tells of, and how one that was away is used again.
+	Health Health
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string
 	// Dial opens connections, where a Relay has no Dial of its own: a proxy, an in-memory network. It must end with its context. Default: a
@@ -266,6 +268,7 @@ func (c *Config) validate() ([]*session.Config, error) {
 	} else {
 		local = name
 	}
+	c.Health.validate(&f)
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))
 	for i := range c.Relays {

@@ -9,7 +9,7 @@ import (
 	"github.com/smtplb/smtplb/internal/session"
 )
 
-// fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers; Update puts another one in its place. A send looks
+// fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers and panics; Update puts another one in its place. A send looks
 // at the pool's fleet anew for each turn.
 type fleet struct {
 	relays   []*relay // by tier
@@ -17,14 +17,16 @@ type fleet struct {
 	byLane   []*relay // by the number of their lane; nil where that is not one of the fleet's
 	tiers    []*tier
 	balancer Balancer
-	attempts int // for one message at the most
+	attempts int    // for one message at the most
+	health   Health // without zeros
 }
 
 // tier is the relays of one Relay.Tier: a range of fleet.relays.
 type tier struct {
 	first  int
 	relays []*relay
-	number int // Relay.Tier
+	number int         // Relay.Tier
+	panics atomic.Bool // see alarm
 	picks  atomic.Pointer[picks]
 }
 
@@ -84,7 +86,7 @@ func (f *fleet) reweigh() {
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
 func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
-	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts}
+	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, health: c.Health.withDefaults()}
 	switch {
 	case f.attempts == 0:
 		f.attempts = defaultAttempts
@@ -112,7 +114,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 				r.session = was.session // with its TLS sessions
 			}
 		} else {
-			r.standing = newStanding(p, cfg)
+			r.standing = newStanding(p, cfg, r.limits, &f.health)
 		}
 		f.relays = append(f.relays, r)
 		f.byName[r.name] = r

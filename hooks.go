@@ -14,7 +14,7 @@ type Hooks struct {
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
-	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's circuit breaker changed its state. An authentication failure or a certificate that
+	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state, or that of its circuit breaker, changed. An authentication failure or a certificate that
 	// isn't accepted shows here at once.
 	RelayState func(RelayEvent)
 
@@ -33,8 +33,9 @@ type AttemptInfo struct {
 // RelayEvent is a change of a relay's state.
 type RelayEvent struct {
 	Relay   string
-	State   string    // "closed" (well), "open" (not used), "half-open" (the next message is a probe), "probing"
-	Reason  string    // why the breaker opened last
-	RetryAt time.Time // when an open breaker lets a probe through; zero otherwise
+	State   string    // see RelayStats.State
+	Breaker string    // of the circuit breaker: "closed", "open" (nothing goes through), "half-open" (the next message is a probe), "probing"
+	Reason  string    // why it is in State
+	RetryAt time.Time // when an open breaker lets a probe through, or a relay that is down is checked again; zero otherwise
 	Time    time.Time
 }

@@ -34,6 +34,7 @@ type standing struct {
 	lane    int // in Pool.conns
 	breaker *breaker.Breaker
 
+	wellness
 	apart         apart
 	cooledUntil   atomic.Int64           // Unix nanoseconds
 	finalTimeouts atomic.Int32           // in a row
@@ -46,20 +47,30 @@ type standing struct {
 	counts        relayCounts
 }
 
-func newStanding(p *Pool, c *Relay) *standing {
+func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing {
 	s := &standing{pool: p, name: c.name()}
 	s.breaker = s.newBreaker(c.Breaker)
-	s.lane = p.conns.AddLane(c.Conns.limits(), connpool.Up)
+	s.told = condition{state: stateStarting, since: time.Now()}
+	s.checks.login = true
+	s.slowStart.Store(int64(h.SlowStart))
+	s.full.Store(&limits)
+	s.most.Store(int64(max(limits.Max, 0)))
+	s.lane = p.conns.AddLane(limits, connpool.Up)
 	return s
 }
 
 // Name, InFlight and Limit, with view's Weight, make a relay a RelayView.
 func (r *relay) Name() string  { return r.name }
 func (r *relay) InFlight() int { return r.pool.conns.Held(r.lane) }
-func (r *relay) Limit() int    { return max(r.limits.Max, 0) }
+func (r *relay) Limit() int    { return int(r.most.Load()) }
 
-// weighs returns the relay's weight at this moment.
-func (r *relay) weighs() float64 { return float64(r.weight) }
+// weighs returns the relay's weight at this moment: 0 where it is not used. (A half-open one is, for one message at a time.)
+func (r *relay) weighs() float64 {
+	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.down.Load() {
+		return 0
+	}
+	return float64(r.weight) * r.share(time.Now())
+}
 
 // offer is what a relay offered in its last EHLO.
 type offer struct {
@@ -82,17 +93,26 @@ func (r *standing) reason(cause string) string {
 	return cause + "; the last: " + *fault
 }
 
-// trouble tells why the relay is not used now, "" where its breaker lets mail through.
+// trouble tells why the relay is not used now, "" where it is.
 func (r *standing) trouble() string {
-	if r.breaker.Ready() {
+	if r.ready() {
 		return ""
 	}
-	s := r.breaker.Stats()
-	text := r.name + " is " + s.State.String()
-	if !s.RetryAt.IsZero() {
-		text += " until " + s.RetryAt.Format(time.TimeOnly)
+	state := r.state()
+	text := r.name + " is " + state
+	switch state {
+	case stateDrain, stateMaintenance:
+		text = r.name + " is in " + state
+	case stateHalfOpen:
+		if r.breaker.State() == breaker.Probing {
+			text = r.name + " is being probed"
+		}
+	default:
+		if at := r.retryAt(); !at.IsZero() {
+			text += " until " + at.Format(time.TimeOnly)
+		}
 	}
-	if why := r.reason(s.Cause); why != "" {
+	if why := r.why(state); why != "" {
 		text += " (" + why + ")"
 	}
 	return text

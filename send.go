@@ -182,7 +182,7 @@ func (r *standing) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit
 			r.sync()
 		}
 	}()
-	return r.breaker.Allow()
+	return r.permit()
 }
 
 // wait waits in the queue for d.turn. For a preferred relay alone it waits for maxPreferWait only.
@@ -240,7 +240,7 @@ func (d *delivery) choose() *tier {
 
 // may reports whether r could take d now.
 func (d *delivery) may(r *relay) bool {
-	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.breaker.Ready() && r.lacks(d) == nil
+	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.ready() && r.lacks(d) == nil
 }
 
 // mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
@@ -277,7 +277,7 @@ func (d *delivery) nobody() error {
 		}
 		untried = true
 		wait := retrySoon
-		if at := r.breaker.RetryAt(); !at.IsZero() {
+		if at := r.retryAt(); !at.IsZero() {
 			wait = max(at.Sub(now), time.Second)
 		}
 		if d.retryAfter == 0 || wait < d.retryAfter {

@@ -4,7 +4,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/smtplb/smtplb/internal/breaker"
 	"github.com/smtplb/smtplb/internal/connpool"
 )
 
@@ -23,10 +22,13 @@ type RelayStats struct {
 	Weight int
 	Tier   int
 
-	State   string    // of the breaker: "closed" (well), "open", "half-open", "probing"
-	Reason  string    // why it opened last
+	// State is what is known of the relay's health: "starting" (it was not used yet), "up", "down" (checks failed), "open" (its circuit breaker lets nothing through), "half-open" (one message
+	// at a time), "slow start" (it was away, and gets its share back little by little); or what SetAdmin wants: "drain", "maintenance".
+	State   string
+	Breaker string    // of the circuit breaker: "closed" (well), "open", "half-open", "probing"
+	Reason  string    // why it is in State
 	Since   time.Time // of State
-	RetryAt time.Time // when an open breaker lets a probe through
+	RetryAt time.Time // when an open breaker lets a probe through, or a relay that is down is checked again
 	Trips   uint64    // how often it opened
 	Cooling bool      // the relay asked for less mail a moment ago
 
@@ -68,15 +70,13 @@ func (p *Pool) Stats() Stats {
 			b, c := r.breaker.Stats(), p.conns.Stats(r.lane)
 			rs := RelayStats{
 				Name: r.name, Weight: r.weight, Tier: t.number,
-				State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(),
+				Breaker: b.State.String(), RetryAt: r.retryAt(), Trips: uint64(b.Trips), Cooling: r.cooling(),
 				InFlight: c.Held, Idle: c.Idle, Waiting: c.Waiting,
 				Attempts: r.counts.attempts.Load(), Accepted: r.counts.accepted.Load(), Failed: r.counts.failed.Load(),
 				Unknown: r.counts.unknown.Load(), Away: r.counts.away.Load(), Faults: r.counts.faults.Load(), Redials: r.counts.redials.Load(), Rides: r.counts.rides.Load(),
 				Opened: c.Opened, Reused: c.Reused, Closed: map[string]uint64{},
 			}
-			if b.State == breaker.Closed {
-				rs.RetryAt = time.Time{}
-			}
+			rs.State, rs.Reason, rs.Since = r.condition()
 			for reason, n := range c.Closed {
 				if n > 0 {
 					rs.Closed[connpool.Reason(reason).String()] = n

@@ -43,7 +43,7 @@ func (p *Pool) replace(c *Config, sessions []*session.Config) error {
 	p.fleet.Store(f) // from here on no turn begins by the old one
 	for _, r := range f.relays {
 		if was := old.named(r.name); was != nil {
-			r.succeed(was)
+			r.succeed(was, &f.health)
 		}
 	}
 	p.forget(old, f)
@@ -56,14 +56,19 @@ func (p *Pool) replace(c *Config, sessions []*session.Config) error {
 }
 
 // succeed brings what outlives was into line with r.
-func (r *relay) succeed(was *relay) {
-	if r.limits != was.limits {
-		r.pool.conns.SetLimits(r.lane, r.limits)
+func (r *relay) succeed(was *relay, h *Health) {
+	if slow := int64(h.SlowStart); r.limits != was.limits || r.slowStart.Swap(slow) != slow {
+		r.full.Store(&r.limits)
+		r.slowStart.Store(slow)
+		r.resize()
 	}
 	if r.breaking != was.breaking {
 		r.breaker.Configure(r.breaking.settings())
 	}
 	if r.session == was.session {
+		if h.Interval < 0 && r.down.Load() {
+			r.forgetChecks(false)
+		}
 		return
 	}
 	r.pool.conns.Flush(r.lane)
@@ -75,6 +80,7 @@ func (r *relay) succeed(was *relay) {
 	r.cooledUntil.Store(0)
 	r.finalTimeouts.Store(0)
 	r.apart.forget()
+	r.forgetChecks(true)
 	r.breaker.Retry()
 }
 
