@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -354,7 +355,7 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 	}
 	r.changed()
 	if found.locked {
-		text := oneLine(found.err.Error())
+		text := oneLine(strings.TrimPrefix(found.err.Error(), r.name+": "))
 		r.lastFault.Store(&text)
 		if permit, ok := r.breaker.Allow(); ok {
 			permit.Done(breaker.Long)

@@ -101,6 +101,8 @@ const (
 	stateMaintenance = "maintenance"
 )
 
+func used(state string) bool { return state == stateUp || state == stateStarting }
+
 // condition is a relay's state at some time.
 type condition struct {
 	state   string
@@ -209,7 +211,7 @@ func (r *standing) changed() {
 	if is.state != r.told.state {
 		is.since = now
 	}
-	same := is == r.told || is.state == stateUp && r.told.state == stateStarting // that it works is no news
+	same := is == r.told || is.breaker == r.told.breaker && used(is.state) && used(r.told.state) // that it works, or that it isn't known yet, is no news
 	r.told = is
 	r.mu.Unlock()
 	if resized {
