@@ -89,7 +89,7 @@ func TestSlowRelaysAndHastyCallersAreNotBlamed(t *testing.T) {
 				}
 				wg.Wait()
 				for _, s := range pool.Stats().Relays {
-					if s.Faults != 0 || s.State != "closed" {
+					if s.Faults != 0 || s.Breaker != "closed" {
 						t.Errorf("%+v", s)
 					}
 				}

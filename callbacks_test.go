@@ -46,7 +46,7 @@ func TestAuthThatWaitsForItsContext(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		_, err := h.pool.Deliver(ctx, envelope("x@example.com"))
-		if st := h.pool.Stats().Relays[0]; st.State != "closed" || st.Faults != 0 {
+		if st := h.pool.Stats().Relays[0]; st.Breaker != "closed" || st.Faults != 0 {
 			t.Errorf("a caller who leaves opened the breaker: %s (%s), %d faults: %v", st.State, st.Reason, st.Faults, err)
 		}
 		// And without a deadline nobody waits for ever.
@@ -99,7 +99,7 @@ func TestStateHookPanics(t *testing.T) {
 			c.Relays[0].Breaker = smtplb.Breaker{Consecutive: 1}
 			c.Relays[0].Conns.Max = 1
 			c.Hooks.RelayState = func(e smtplb.RelayEvent) {
-				if e.State == "probing" && bad.CompareAndSwap(true, false) {
+				if e.Breaker == "probing" && bad.CompareAndSwap(true, false) {
 					panic("hook")
 				}
 			}
@@ -113,7 +113,7 @@ func TestStateHookPanics(t *testing.T) {
 		if panics(func() { h.pool.Deliver(t.Context(), envelope("x@example.com")) }) == nil {
 			t.Fatal("no panic")
 		}
-		if n := h.pool.Stats().Relays[0]; n.InFlight != 0 || n.State == "probing" {
+		if n := h.pool.Stats().Relays[0]; n.InFlight != 0 || n.Breaker == "probing" {
 			t.Errorf("%d connections in use, %s", n.InFlight, n.State)
 		}
 		time.Sleep(24 * time.Hour)
@@ -158,8 +158,8 @@ func TestHookCloses(t *testing.T) {
 		h = newHouse(t, 1, func(c *smtplb.Config) {
 			c.Relays[0].Breaker = smtplb.Breaker{Consecutive: 1}
 			c.Hooks.RelayState = func(e smtplb.RelayEvent) {
-				events = append(events, e.State)
-				if e.State == "half-open" {
+				events = append(events, e.Breaker)
+				if e.Breaker == "half-open" {
 					h.pool.Close()
 				}
 			}
@@ -204,7 +204,7 @@ func TestBreakerHearsBeforeTheSlotIsFree(t *testing.T) {
 			c.Relays[0].Breaker = smtplb.Breaker{Consecutive: 1}
 			c.Relays[0].Conns.Max = 1
 			c.Hooks.RelayState = func(e smtplb.RelayEvent) {
-				if e.State == "open" {
+				if e.Breaker == "open" {
 					held = append(held, h.pool.Stats().Relays[0].InFlight)
 				}
 			}

@@ -507,7 +507,7 @@ func (c *chaos) settle() {
 		c.Errorf("with nobody sending: %d in flight, %d waiting", st.InFlight, st.Waiting)
 	}
 	for _, r := range st.Relays {
-		if r.InFlight != 0 || r.Waiting != 0 || r.State == "probing" && !c.closes {
+		if r.InFlight != 0 || r.Waiting != 0 || r.Breaker == "probing" && !c.closes {
 			c.Errorf("with nobody sending: %s %s has %d in flight, %d waiting", r.Name, r.State, r.InFlight, r.Waiting)
 		}
 	}
@@ -529,7 +529,7 @@ func (c *chaos) recover() {
 	}
 	for _, r := range c.pool.Stats().Relays {
 		if r.Tier == lowest {
-			if r.State != "closed" {
+			if r.Breaker != "closed" {
 				c.Errorf("long after the trouble %s is %s: %s", r.Name, r.State, r.Reason)
 				c.Logf("%+v", r)
 			}

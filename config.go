@@ -37,6 +37,8 @@ type Config struct {
 	// SpillOver lets a message that has waited for MaxWait while all relays of its tier were busy use the next tier beside it, and another MaxWait later the one after that; when all are
 	// busy, it is deferred. Without it a tier is used only when no relay of a lower one can take mail at all.
 	SpillOver bool
+	// Health says how relays are checked that no message tells of, and how one that was away is used again.
+	Health Health
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string
 	// Dial opens connections, where a Relay has no Dial of its own: a proxy, an in-memory network. It must end with its context. Default: a
@@ -297,6 +299,7 @@ func (c *Config) validate() ([]*session.Config, error) {
 		f.add("SpillOver", "needs a MaxWait")
 	}
 	c.Retry.validate(&f)
+	c.Health.validate(&f)
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))
 	for i := range c.Relays {

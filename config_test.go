@@ -282,7 +282,7 @@ func TestNewDoesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s := p.Stats(); len(s.Relays) != 5 || s.Relays[4].State != "closed" || s.Relays[0].Weight != 1 {
+			if s := p.Stats(); len(s.Relays) != 5 || s.Relays[4].Breaker != "closed" || s.Relays[0].Weight != 1 {
 				t.Errorf("%+v", s)
 			}
 		}

@@ -273,7 +273,7 @@ func TestCapabilities(t *testing.T) {
 					}
 				}
 				for _, s := range h.pool.Stats().Relays {
-					if s.Faults != 0 || s.State != "closed" {
+					if s.Faults != 0 || s.Breaker != "closed" {
 						t.Errorf("held against a relay: %+v", s)
 					}
 				}

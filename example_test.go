@@ -31,9 +31,9 @@ func ExampleNew() {
 		fmt.Println(r.Name, r.Weight, r.Tier, r.State)
 	}
 	// Output:
-	// provider-a 3 0 closed
-	// provider-b 1 0 closed
-	// last-resort 1 1 closed
+	// provider-a 3 0 starting
+	// provider-b 1 0 starting
+	// last-resort 1 1 starting
 }
 
 // newPool makes a pool over relays that listen on this host, as tests do.
@@ -252,7 +252,7 @@ func ExamplePool_Stats() {
 	}
 	// Output:
 	// relay-1 open accepted: 0 faults: 5
-	// relay-2 closed accepted: 20 faults: 0
+	// relay-2 up accepted: 20 faults: 0
 }
 
 // A sequence of envelopes, such as a newsletter's, many at a time over three connections. The sequence is asked for the next envelope only when there is room for it.

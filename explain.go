@@ -156,7 +156,7 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 	}
 	if x.Why = r.trouble(); x.Why != "" {
 		x.Why = strings.TrimPrefix(x.Why, r.name+" is ")
-		x.Until = r.breaker.RetryAt()
+		x.Until = r.retryAt()
 		return x
 	}
 	x.Failover = true

@@ -111,7 +111,7 @@ func TestIncapableRelaysAreSkipped(t *testing.T) {
 					}
 				}
 				s := pool.Stats()
-				if s.Relays[0].Faults != 0 || s.Relays[0].State != "closed" || s.Relays[0].Attempts > 1 || len(able.Messages()) != 3 {
+				if s.Relays[0].Faults != 0 || s.Relays[0].Breaker != "closed" || s.Relays[0].Attempts > 1 || len(able.Messages()) != 3 {
 					t.Errorf("%+v, %d stored", s.Relays[0], len(able.Messages()))
 				}
 				e := envelope("x@example.com")

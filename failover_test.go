@@ -251,7 +251,7 @@ func TestBreaker(t *testing.T) {
 			c.Hooks.RelayState = func(e smtplb.RelayEvent) {
 				mu.Lock()
 				defer mu.Unlock()
-				events = append(events, e.State)
+				events = append(events, e.Breaker)
 			}
 		})
 		defer h.close()
@@ -274,7 +274,7 @@ func TestBreaker(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := h.pool.Stats().Relays[0]; got.State != "closed" || got.Trips != 1 {
+		if got := h.pool.Stats().Relays[0]; got.Breaker != "closed" || got.Trips != 1 {
 			t.Errorf("%+v", got)
 		}
 		mu.Lock()
@@ -307,7 +307,7 @@ func TestBadCredentialsStopAtOnce(t *testing.T) {
 		if n := h.relays[0].Stats().AuthFailures; n != 1 {
 			t.Errorf("the wrong password was tried %d times", n)
 		}
-		if s := h.pool.Stats().Relays[0]; s.State != "open" || time.Until(s.RetryAt) < 4*time.Minute {
+		if s := h.pool.Stats().Relays[0]; s.Breaker != "open" || time.Until(s.RetryAt) < 4*time.Minute {
 			t.Errorf("%+v", s)
 		}
 	})

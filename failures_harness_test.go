@@ -144,12 +144,12 @@ func newScene(t *testing.T, set setting) *scene {
 		}
 		relay.TLSConfig.CurvePreferences = []tls.CurveID{tls.X25519} // the fastest
 	}
-	c := smtplb.Config{Dial: s.dial, Relays: []smtplb.Relay{relay}}
+	c := smtplb.Config{Dial: s.dial, Relays: []smtplb.Relay{relay}, Health: smtplb.Health{Interval: -1}} // connections are counted
 	c.Hooks.RelayState = func(e smtplb.RelayEvent) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if e.Relay == "a" {
-			s.states = append(s.states, e.State)
+			s.states = append(s.states, e.Breaker)
 		}
 	}
 	if !set.lone {
@@ -317,7 +317,7 @@ func (s *scene) counted() int {
 	s.a.Kill()
 	for k := 1; k <= matrixOutcomes; k++ {
 		s.deliver(preferA, fmt.Sprintf("fault%d@example.com", k))
-		if s.statsA().State == "open" {
+		if s.statsA().Breaker == "open" {
 			return matrixOutcomes - k
 		}
 	}

@@ -359,7 +359,7 @@ func (c cell) leave(t *testing.T) {
 	if d := time.Since(begun); d < took || d > took+10*time.Millisecond {
 		t.Errorf("it took %v, want %v", d, took)
 	}
-	if a := s.statsA(); a.Faults != 0 || a.State != "closed" || a.Cooling || a.Redials != 0 {
+	if a := s.statsA(); a.Faults != 0 || a.Breaker != "closed" || a.Cooling || a.Redials != 0 {
 		t.Errorf("%+v", a)
 	}
 	for _, w := range s.wires() {
@@ -446,7 +446,7 @@ func TestThreeUnansweredMessages(t *testing.T) {
 		defer s.close()
 		s.a.On(smtptest.EndOfData).Times(2).Stall()
 		for range 2 {
-			if r, err := s.deliver(preferA, "x@example.com"); outcomes(r) != "unknown" || s.statsA().State != "closed" {
+			if r, err := s.deliver(preferA, "x@example.com"); outcomes(r) != "unknown" || s.statsA().Breaker != "closed" {
 				t.Fatalf("%v: %v", r, err)
 			}
 			s.sent = nil
@@ -461,7 +461,7 @@ func TestThreeUnansweredMessages(t *testing.T) {
 				want = "open"
 			}
 			r, err := s.deliver(preferA, "y@example.com")
-			if outcomes(r) != "unknown" || s.statsA().State != want {
+			if outcomes(r) != "unknown" || s.statsA().Breaker != want {
 				t.Fatalf("%v, A is %s: %v", r, s.statsA().State, err)
 			}
 		}

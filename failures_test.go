@@ -378,7 +378,7 @@ func (s *scene) checkBooks(want words3, before, after smtplb.RelayStats, attempt
 	if got := after.Faults - before.Faults; got != faults {
 		s.Errorf("%d faults were counted, want %d", got, faults)
 	}
-	if after.State != state || after.Cooling != (want.blame == "~") {
+	if after.Breaker != state || after.Cooling != (want.blame == "~") {
 		s.Errorf("A is %s (%s), cooling %v", after.State, after.Reason, after.Cooling)
 	}
 	if got := after.Redials - before.Redials; got != redials {

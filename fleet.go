@@ -10,7 +10,7 @@ import (
 	"github.com/smtplb/smtplb/internal/session"
 )
 
-// fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers; Update puts another one in its place. A send looks
+// fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers and panics; Update puts another one in its place. A send looks
 // at the pool's fleet anew for each turn.
 type fleet struct {
 	config   *Config
@@ -27,14 +27,16 @@ type fleet struct {
 	hedging  bool
 	maxWait  time.Duration // 0: no limit
 	spill    bool
+	health   Health // without zeros
 }
 
 // tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of fleet.relays.
 type tier struct {
 	first  int
 	relays []*relay
-	number int // Relay.Tier
-	within int // 0: the first priority, with which the relays are whose Addr says where they are
+	number int         // Relay.Tier
+	within int         // 0: the first priority, with which the relays are whose Addr says where they are
+	panics atomic.Bool // see alarm
 	picks  atomic.Pointer[picks]
 }
 
@@ -96,7 +98,7 @@ func (f *fleet) reweigh() {
 func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
 	f = &fleet{
 		config: c, sessions: sessions, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
-		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver,
+		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
 	}
 	specs := p.expand(f, old)
 	switch {
@@ -127,7 +129,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 				r.session = was.session // with its TLS sessions
 			}
 		} else {
-			r.standing = newStanding(p, cfg)
+			r.standing = newStanding(p, cfg, r.limits, &f.health)
 			r.current.Store(r.session)
 		}
 		f.relays = append(f.relays, r)

@@ -17,7 +17,7 @@ func TestNoRelaySaysWhy(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var reasons []string
 		h := newHouse(t, 1, func(c *smtplb.Config) {
-			c.Hooks.RelayState = func(e smtplb.RelayEvent) { reasons = append(reasons, e.State+": "+e.Reason) }
+			c.Hooks.RelayState = func(e smtplb.RelayEvent) { reasons = append(reasons, e.Breaker+": "+e.Reason) }
 		})
 		defer h.close()
 		h.relays[0].On(smtptest.Mail).Reply(530, "5.7.0 Authentication required")

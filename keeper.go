@@ -26,7 +26,7 @@ type keeper struct {
 	running bool
 	again   bool      // somebody asked while it ran
 	uses    uint64    // sends admitted by the last tick
-	used    time.Time // of the last tick that saw more of them
+	used    time.Time // of the last tick that saw more of them, or some under way; zero: there was none
 }
 
 // wake starts the clock, if it stands. It costs a send one load.
@@ -60,43 +60,49 @@ func (k *keeper) within(p *Pool, d time.Duration) {
 // tick does what there is to do now. It is the timer's.
 func (p *Pool) tick() {
 	k := &p.keeper
+	uses, under, now := p.gate.total.Load(), p.gate.count(), time.Now()
 	k.mu.Lock()
 	if k.stopped || k.running {
 		k.mu.Unlock()
 		return
 	}
 	k.running, k.again, k.due = true, false, time.Time{}
+	if uses != k.uses || under > 0 {
+		k.uses, k.used = uses, now
+	}
+	used := !k.used.IsZero() && now.Sub(k.used) < restful
 	k.mu.Unlock()
 	busy := false
-	if !p.gate.run(p.ctx, func() { busy = p.tend(time.Now()) }) {
+	if !p.gate.run(p.ctx, func() { busy = p.tend(now, used) }) {
 		return
 	}
+	if !k.goesOn(p, uses, used || busy) {
+		p.gate.run(p.ctx, p.rest)
+	}
+}
 
-	now := time.Now()
+// goesOn sets the timer for the next tick, unless the clock is to stop: then it reports false.
+func (k *keeper) goesOn(p *Pool, uses uint64, wanted bool) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.running = false
 	if k.stopped {
-		return
-	}
-	uses := p.gate.total.Load()
-	if uses != k.uses || busy || k.used.IsZero() {
-		k.uses, k.used = uses, now
+		return true
 	}
 	next := beat
 	switch {
 	case k.again:
 		next = soon
-	case now.Sub(k.used) >= restful:
+	case !wanted:
 		k.awake.Store(false)
-		k.used = time.Time{}
 		if p.gate.total.Load() == uses { // else one came that saw us awake
-			return
+			return false
 		}
 		k.awake.Store(true)
 	}
-	k.due = now.Add(next)
+	k.due = time.Now().Add(next)
 	k.timer.Reset(next)
+	return true
 }
 
 // stop ends it: tick is not called any more, but one that runs may go on.
@@ -109,11 +115,23 @@ func (k *keeper) stop() {
 	}
 }
 
-// tend is one beat of the pool: weights, checks, discovery. It reports whether there is something under way that wants the next beat whether there are sends or not.
-func (p *Pool) tend(now time.Time) (busy bool) {
+// tend is one beat of the pool: slow starts, panics, checks, weights, names. It is told whether the pool is used, and reports whether there is something under way that wants the next
+// beat all the same.
+func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 	f := p.fleet.Load()
+	for _, t := range f.tiers {
+		t.alarm(p, f.health.Panic)
+		for _, r := range t.relays {
+			if r.rises(now) {
+				busy = true
+			}
+		}
+	}
+	if used {
+		p.checkDue(f, now)
+	}
 	f.reweigh()
 	f.refresh(now)
 	p.budget.turnOver(now)
-	return false
+	return busy
 }

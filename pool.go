@@ -28,6 +28,7 @@ type Pool struct {
 
 	gate      gate
 	keeper    keeper
+	checker   checker
 	ctx       context.Context // ends with Close
 	cancel    context.CancelCauseFunc
 	sends     atomic.Uint64

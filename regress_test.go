@@ -57,7 +57,7 @@ func authHouse(t *testing.T, n int, f func(ctx context.Context, r smtplb.AuthReq
 
 func (h *house) wantWell(i int) {
 	h.Helper()
-	if s := h.pool.Stats().Relays[i]; s.State != "closed" || s.Faults != 0 {
+	if s := h.pool.Stats().Relays[i]; s.Breaker != "closed" || s.Faults != 0 {
 		h.Errorf("%s is %s (%s) with %d faults", s.Name, s.State, s.Reason, s.Faults)
 	}
 }
@@ -79,7 +79,7 @@ func TestDeadlineWhileFetchingAToken(t *testing.T) {
 					if outcomes(r) != "deferred" || !errors.Is(err, context.DeadlineExceeded) {
 						t.Errorf("%v: %v", outcomes(r), err)
 					}
-					if s := h.pool.Stats().Relays[0]; s.State != "closed" {
+					if s := h.pool.Stats().Relays[0]; s.Breaker != "closed" {
 						t.Errorf("after %v the relay is %s (%s)", timeout, s.State, s.Reason)
 					}
 				}
@@ -136,7 +136,7 @@ func TestChallengeOfGarbage(t *testing.T) {
 		if outcomes(r) != "deferred" || !errors.As(err, &re) || re.Failure != "malformed" || re.Stage != smtplb.StageAuth {
 			t.Errorf("%v: %v", outcomes(r), err)
 		}
-		if s := h.pool.Stats().Relays[0]; s.State != "closed" || s.Faults != 1 {
+		if s := h.pool.Stats().Relays[0]; s.Breaker != "closed" || s.Faults != 1 {
 			t.Errorf("%s (%s), %d faults", s.State, s.Reason, s.Faults)
 		}
 		h.deliver("x@example.com")
@@ -415,11 +415,11 @@ func TestFinalTimeoutsInARow(t *testing.T) {
 		stalls(2)
 		h.deliver("x@example.com")
 		stalls(2)
-		if s := h.pool.Stats().Relays[0]; s.State != "closed" {
+		if s := h.pool.Stats().Relays[0]; s.Breaker != "closed" {
 			t.Errorf("two in a row: %s (%s)", s.State, s.Reason)
 		}
 		stalls(1)
-		if s := h.pool.Stats().Relays[0]; s.State != "open" || !strings.Contains(s.Reason, "final: timeout") || time.Until(s.RetryAt) < 4*time.Minute {
+		if s := h.pool.Stats().Relays[0]; s.Breaker != "open" || !strings.Contains(s.Reason, "final: timeout") || time.Until(s.RetryAt) < 4*time.Minute {
 			t.Errorf("three in a row: %s (%s) until %v", s.State, s.Reason, time.Until(s.RetryAt))
 		}
 	})
@@ -489,7 +489,7 @@ func TestThrottledProbe(t *testing.T) {
 		if r, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); relaysTried(r) != "r0" {
 			t.Errorf("%v: %v", r, err)
 		}
-		if s := h.pool.Stats().Relays[0]; s.State != "open" || s.Trips != 2 {
+		if s := h.pool.Stats().Relays[0]; s.Breaker != "open" || s.Trips != 2 {
 			t.Errorf("%s, opened %d times", s.State, s.Trips)
 		}
 	})

@@ -42,6 +42,7 @@ type standing struct {
 	breaker *breaker.Breaker
 	current atomic.Pointer[session.Config] // of the newest relay that has this standing: what is learnt by an older one is about another server, or other credentials
 
+	wellness
 	apart         apart
 	cooledUntil   atomic.Int64           // Unix nanoseconds
 	finalTimeouts atomic.Int32           // in a row
@@ -56,16 +57,21 @@ type standing struct {
 	final         balance.EWMA // from a message's end to the answer: it depends on the message
 	counts        relayCounts
 	latencies     atomic.Pointer[latencies]
-	down          downtime
+	away          downtime
 	connects      connects
 	hops          atomic.Uint64 // attempts elsewhere that one here led to
 	outrun        atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
-func newStanding(p *Pool, c *Relay) *standing {
+func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing {
 	s := &standing{pool: p, name: c.name()}
 	s.breaker = s.newBreaker(c.Breaker)
-	s.lane = p.conns.AddLane(c.Conns.limits(), connpool.Up)
+	s.told = condition{state: stateStarting, since: time.Now()}
+	s.checks.login = true
+	s.slowStart.Store(int64(h.SlowStart))
+	s.full.Store(&limits)
+	s.most.Store(int64(max(limits.Max, 0)))
+	s.lane = p.conns.AddLane(limits, connpool.Up)
 	s.member = connpool.Member(s.lane)
 	return s
 }
@@ -73,14 +79,19 @@ func newStanding(p *Pool, c *Relay) *standing {
 // Name, InFlight, Limit and Latency, with view's Weight, make a relay a RelayView.
 func (r *relay) Name() string           { return r.name }
 func (r *relay) InFlight() int          { return r.pool.conns.Held(r.lane) }
-func (r *relay) Limit() int             { return max(r.limits.Max, 0) }
+func (r *relay) Limit() int             { return int(r.most.Load()) }
 func (r *relay) Latency() time.Duration { return r.latency.Value() }
 
 // outdated reports whether an Update has changed how the relay is reached. What a send still does by the old ways says nothing about the relay.
 func (r *relay) outdated() bool { return r.current.Load() != r.session }
 
-// weighs returns the relay's weight at this moment.
-func (r *relay) weighs() float64 { return float64(r.weight) }
+// weighs returns the relay's weight at this moment: 0 where it is not used. (A half-open one is, for one message at a time.)
+func (r *relay) weighs() float64 {
+	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.down.Load() {
+		return 0
+	}
+	return float64(r.weight) * r.share(time.Now())
+}
 
 // learnLatency keeps how long the relay took for an attempt that ended as f says at now. An attempt that failed says nothing, or relays that fail fast would seem the best of all; but one
 // that ended by our timeout says that the relay takes longer than that. The envelope of one that rode was answered along with another's message.
@@ -134,17 +145,26 @@ func (r *standing) reason(cause string) string {
 	return cause + "; the last: " + *fault
 }
 
-// trouble tells why the relay is not used now, "" where its breaker lets mail through.
+// trouble tells why the relay is not used now, "" where it is.
 func (r *standing) trouble() string {
-	if r.breaker.Ready() {
+	if r.ready() {
 		return ""
 	}
-	s := r.breaker.Stats()
-	text := r.name + " is " + s.State.String()
-	if !s.RetryAt.IsZero() {
-		text += " until " + s.RetryAt.Format(time.TimeOnly)
+	state := r.state()
+	text := r.name + " is " + state
+	switch state {
+	case stateDrain, stateMaintenance:
+		text = r.name + " is in " + state
+	case stateHalfOpen:
+		if r.breaker.State() == breaker.Probing {
+			text = r.name + " is being probed"
+		}
+	default:
+		if at := r.retryAt(); !at.IsZero() {
+			text += " until " + at.Format(time.TimeOnly)
+		}
 	}
-	if why := r.reason(s.Cause); why != "" {
+	if why := r.why(state); why != "" {
 		text += " (" + why + ")"
 	}
 	return text

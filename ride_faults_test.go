@@ -64,7 +64,7 @@ func TestRelaysThatLoseEnvelopes(t *testing.T) {
 				t.Errorf("%d relays: %d messages were late, after %v", relays, late, time.Since(begun))
 			}
 			for _, s := range h.pool.Stats().Relays {
-				if s.Faults != 0 || s.State != "closed" || s.Rides != 1 {
+				if s.Faults != 0 || s.Breaker != "closed" || s.Rides != 1 {
 					t.Errorf("%s: %d faults, %s, %d rides", s.Name, s.Faults, s.State, s.Rides)
 				}
 			}
@@ -296,7 +296,7 @@ func TestOutOfFilesIsNobodysFault(t *testing.T) {
 			}
 		}
 		for _, s := range h.pool.Stats().Relays {
-			if s.Faults != 0 || s.State != "closed" {
+			if s.Faults != 0 || s.Breaker != "closed" {
 				t.Errorf("%s: %d faults, %s", s.Name, s.Faults, s.State)
 			}
 		}

@@ -297,6 +297,7 @@ func TestOldTLS(t *testing.T) {
 			})
 			pool, err := smtplb.New(smtplb.Config{
 				Relays: []smtplb.Relay{{Addr: "r.test:25", TLSConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS10}}}, LocalName: "c.test", Dial: n.DialContext,
+				Health: smtplb.Health{Interval: -1}, // dials are counted
 			})
 			if err != nil {
 				t.Fatal(err)

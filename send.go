@@ -247,7 +247,7 @@ func (r *standing) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit
 			r.sync()
 		}
 	}()
-	return r.breaker.Allow()
+	return r.permit()
 }
 
 // giveBack ends a turn and its permit of which no use was made.
@@ -360,7 +360,7 @@ func (d *delivery) hope(last *tier) {
 		return
 	}
 	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
-		if !r.breaker.Ready() && d.could(r) && !d.shuns(r) {
+		if !r.ready() && r.is(AdminReady) && d.could(r) && !d.shuns(r) {
 			d.lanes.add(r.member)
 		}
 	}
@@ -368,7 +368,7 @@ func (d *delivery) hope(last *tier) {
 
 // may reports whether r could take d now.
 func (d *delivery) may(r *relay) bool {
-	return d.could(r) && r.breaker.Ready() && !(d.frugal && d.dear(r))
+	return d.could(r) && r.ready() && !(d.frugal && d.dear(r))
 }
 
 // could reports whether r could take d if it were well.
@@ -408,10 +408,10 @@ func (d *delivery) mask(t *tier) *tier {
 	return t
 }
 
-// deny leaves out, for this turn, the relays in d.lanes whose lanes are down though their breakers are not.
+// deny leaves out, for this turn, the relays in d.lanes whose lanes are down though they seem ready.
 func (d *delivery) deny() {
 	for _, r := range d.fleet.relays {
-		if d.lanes.Has(r.member) && r.breaker.Ready() {
+		if d.lanes.Has(r.member) && r.ready() {
 			d.denied.add(r.index)
 		}
 	}
@@ -427,9 +427,9 @@ func (d *delivery) nobody() error {
 			continue
 		}
 		untried = true
-		refused = refused || d.frugal && d.could(r) && r.breaker.Ready()
+		refused = refused || d.frugal && d.could(r) && r.ready()
 		wait := retrySoon
-		if at := r.breaker.RetryAt(); !at.IsZero() {
+		if at := r.retryAt(); !at.IsZero() {
 			wait = max(at.Sub(now), time.Second)
 		}
 		if d.retryAfter == 0 || wait < d.retryAfter {

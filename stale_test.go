@@ -271,7 +271,7 @@ func (s *stale) run(sum *staleSum) {
 		}
 	}
 	st := s.pool.Stats().Relays[0]
-	if st.Faults != 0 || st.Trips != 0 || st.State != "closed" || st.Cooling || st.Away != 0 || st.Attempts != uint64(s.cycles)+s.refusals {
+	if st.Faults != 0 || st.Trips != 0 || st.Breaker != "closed" || st.Cooling || st.Away != 0 || st.Attempts != uint64(s.cycles)+s.refusals {
 		s.Errorf("%s: held against the relay: %+v", s.what, st)
 	}
 	s.close()

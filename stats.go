@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/smtplb/smtplb/internal/breaker"
 	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/verdict"
@@ -25,8 +24,8 @@ type Stats struct {
 	Events  []RelayEvent  // the last 50 changes of state, the oldest first
 	Weight  float64       // of all relays, as they are weighed now
 
-	EligibleWeight float64 // of the relays whose breaker is closed
-	Open           int     // relays whose breaker is not closed
+	EligibleWeight float64 // of the relays that are used as ever
+	Open           int     // relays that are not: their breaker is not closed, they are down, drained or in maintenance
 
 	Waiting   int    // sends that wait for a free connection
 	InFlight  int    // sends in progress, the waiting ones included
@@ -41,11 +40,14 @@ type RelayStats struct {
 	EffectiveWeight float64 // what the balancer goes by now
 	Tier            int
 
-	State    string        // of the breaker: "closed" (well), "open", "half-open", "probing"
-	Reason   string        // why it opened last
+	// State is what is known of the relay's health: "starting" (it was not used yet), "up", "down" (checks failed), "open" (its circuit breaker lets nothing through), "half-open" (one message
+	// at a time), "slow start" (it was away, and gets its share back little by little); or what SetAdmin wants: "drain", "maintenance".
+	State    string
+	Breaker  string        // of the circuit breaker: "closed" (well), "open", "half-open", "probing"
+	Reason   string        // why it is in State
 	Since    time.Time     // of State
-	Downtime time.Duration // for which State was not "closed", all together
-	RetryAt  time.Time     // when an open breaker lets a probe through
+	Downtime time.Duration // for which mail could not be given to it, or only as a probe, all together
+	RetryAt  time.Time     // when an open breaker lets a probe through, or a relay that is down is checked again
 	Trips    uint64        // how often it opened
 	Cooling  bool          // the relay asked for less mail a moment ago
 
@@ -160,7 +162,7 @@ type downtime struct {
 func (d *downtime) note(r *standing) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch well := r.well(); {
+	switch well := r.whole(); {
 	case well && !d.since.IsZero():
 		d.total += time.Since(d.since)
 		d.since = time.Time{}
@@ -177,9 +179,6 @@ func (d *downtime) sum(now time.Time) time.Duration {
 	}
 	return d.total + now.Sub(d.since)
 }
-
-// well reports whether the relay is used as ever. It takes no lock.
-func (r *standing) well() bool { return r.breaker.State() == breaker.Closed }
 
 // balancerName is what Stats calls a balancer.
 func balancerName(b Balancer) string {
@@ -206,7 +205,7 @@ func (p *Pool) Stats() Stats {
 			r.stats(rs, now)
 			rs.Tier = t.number
 			s.Weight += rs.EffectiveWeight
-			if r.well() {
+			if r.whole() {
 				s.EligibleWeight += rs.EffectiveWeight
 			} else {
 				s.Open++
@@ -221,7 +220,7 @@ func (r *relay) stats(s *RelayStats, now time.Time) {
 	b, c, n := r.breaker.Stats(), r.pool.conns.Stats(r.lane), &r.counts
 	*s = RelayStats{
 		Name: r.name, Weight: r.weight, EffectiveWeight: r.weighs(),
-		State: b.State.String(), Reason: r.reason(b.Cause), Since: b.Since, Downtime: r.down.sum(now), RetryAt: b.RetryAt, Trips: uint64(b.Trips), Cooling: r.cooling(),
+		Breaker: b.State.String(), Downtime: r.away.sum(now), RetryAt: r.retryAt(), Trips: uint64(b.Trips), Cooling: r.cooling(),
 		InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle, Waiting: c.Waiting,
 		Attempts: n.attempts.Load(), Messages: n.messages.Load(), Bytes: n.bytes.Load(), Accepted: n.accepted.Load(), Failed: n.failed.Load(),
 		Unknown: n.unknown.Load(), Away: n.away.Load(), Faults: n.faults.Load(), Redials: n.redials.Load(), Rides: n.rides.Load(),
@@ -236,9 +235,7 @@ func (r *relay) stats(s *RelayStats, now time.Time) {
 	if c.Opened+c.Reused > 0 {
 		s.ReuseRatio = float64(c.Reused) / float64(c.Opened+c.Reused)
 	}
-	if b.State == breaker.Closed {
-		s.RetryAt = time.Time{}
-	}
+	s.State, s.Reason, s.Since = r.condition()
 	for reason, count := range c.Closed {
 		if count > 0 {
 			s.Closed[connpool.Reason(reason).String()] = count

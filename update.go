@@ -57,7 +57,7 @@ func (p *Pool) replace(c *Config, sessions []*session.Config, why string) ([]new
 	p.fleet.Store(f) // and from here on no turn begins by it
 	for _, r := range f.relays {
 		if was := old.named(r.name); was != nil {
-			r.succeed(was)
+			r.succeed(was, &f.health)
 		}
 	}
 	p.forget(old, f)
@@ -90,14 +90,19 @@ func (f *fleet) since(old *fleet, why string) (list []news) {
 }
 
 // succeed brings what outlives was into line with r.
-func (r *relay) succeed(was *relay) {
-	if r.limits != was.limits {
-		r.pool.conns.SetLimits(r.lane, r.limits)
+func (r *relay) succeed(was *relay, h *Health) {
+	if slow := int64(h.SlowStart); r.limits != was.limits || r.slowStart.Swap(slow) != slow {
+		r.full.Store(&r.limits)
+		r.slowStart.Store(slow)
+		r.resize()
 	}
 	if r.breaking != was.breaking {
 		r.breaker.Configure(r.breaking.settings())
 	}
 	if r.session == was.session {
+		if h.Interval < 0 && r.down.Load() {
+			r.forgetChecks(false)
+		}
 		return
 	}
 	r.pool.conns.Flush(r.lane)
@@ -109,6 +114,7 @@ func (r *relay) succeed(was *relay) {
 	r.cooledUntil.Store(0)
 	r.finalTimeouts.Store(0)
 	r.apart.forget()
+	r.forgetChecks(true)
 	r.breaker.Retry()
 }
 

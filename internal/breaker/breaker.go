@@ -252,6 +252,8 @@ type Permit struct {
 	probe func(error) // gobreaker's done, of a probe
 	gen   uint64
 	used  bool // guarded by b.mu
+
+	forced bool // it is Force's
 }
 
 // Allow asks for leave to try the relay: always given when Closed, to one at a time when HalfOpen, else refused.
@@ -313,7 +315,9 @@ func (p *Permit) Done(o Outcome) {
 	}
 	b.mu.Lock()
 	before := b.State()
-	if !p.used && p.gen == b.gen && !b.stopped && !b.off.Load() {
+	if p.forced && !p.used && !b.stopped && !b.off.Load() {
+		b.forcedLocked(o)
+	} else if !p.forced && !p.used && p.gen == b.gen && !b.stopped && !b.off.Load() {
 		if before == Closed {
 			b.countLocked(o)
 		} else {
