@@ -2,10 +2,10 @@ package smtplb
 
 import (
 	"cmp"
-	"github.com/smtplb/smtplb/internal/connpool"
 	"slices"
 	"sync/atomic"
 
+	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
