@@ -308,6 +308,8 @@ func (d *delivery) nobody() error {
 	switch {
 	case !untried:
 		return nil
+	case d.pool.ctx.Err() != nil: // an Update that came too late has taken its relays away again
+		return ErrClosed
 	case why == nil:
 		return ErrNoRelay
 	}

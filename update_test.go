@@ -502,7 +502,13 @@ func TestUpdateRaces(t *testing.T) {
 				}
 			}
 		})
-		until(func(int) { h.pool.Stats() })
+		until(func(int) {
+			for _, r := range h.pool.Stats().Relays {
+				if r.InFlight < 0 || r.Name == "" {
+					t.Errorf("%+v", r)
+				}
+			}
+		})
 		until(func(int) { h.pool.Explain(context.Background(), envelope("a@example.com")) })
 		time.AfterFunc(200*time.Millisecond, func() {
 			defer close(over)
