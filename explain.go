@@ -125,7 +125,7 @@ func (d *delivery) plan(now time.Time) Plan {
 	}
 	for _, s := range d.fleet.sources {
 		if text, next := s.trouble(); text != "" {
-			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: s.tier, Why: strings.TrimPrefix(text, s.name+": "), Until: next})
+			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: d.fleet.config.tierOf(s.name), Why: strings.TrimPrefix(text, s.name+": "), Until: next})
 		}
 	}
 	if chosen != nil {
@@ -189,6 +189,16 @@ func (d *delivery) speaksAgainst(r *relay) (why string, until time.Time) {
 		return "refused this sender's domain, left alone for it until " + until.Format(time.TimeOnly), until
 	}
 	return "", time.Time{}
+}
+
+// tierOf returns the tier of the entry of that name.
+func (c *Config) tierOf(name string) int {
+	for i := range c.Relays {
+		if r := &c.Relays[i]; r.name() == name {
+			return r.Tier
+		}
+	}
+	return 0
 }
 
 // isShut reports whether no more sends are admitted.

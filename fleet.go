@@ -2,11 +2,11 @@ package smtplb
 
 import (
 	"cmp"
-	"github.com/smtplb/smtplb/internal/connpool"
 	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 

@@ -18,7 +18,8 @@ type Hooks struct {
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
 	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state, or that of its circuit breaker, has changed, and after relays were
-	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events.
+	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events. It must not call Update
+	// where Breaker.Off may be what it changes: that would wait for itself.
 	RelayState func(RelayEvent)
 
 	_ struct{}

@@ -453,6 +453,8 @@ func (d *delivery) nobody() error {
 	switch {
 	case !untried:
 		return nil
+	case d.pool.ctx.Err() != nil: // an Update that came too late has taken its relays away again
+		return ErrClosed
 	case refused:
 		d.pool.budget.refusals.Add(1)
 		return errBudget
