@@ -409,7 +409,9 @@ func TestCancelledRace(t *testing.T) {
 				time.AfterFunc(time.Second, cancel)
 				return ctx, cancel
 			},
-			"deadline": func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithTimeout(ctx, time.Second) },
+			"deadline": func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, time.Second)
+			},
 		} {
 			t.Run(fmt.Sprint(name, deaf), func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
