@@ -111,7 +111,6 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
 	defer d.leaveNext()
-	var last *standing
 	for d.pending > 0 && d.made < d.fleet.attempts {
 		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
 			return d.tooLate()
@@ -119,8 +118,7 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		waiting := time.Now()
 		if d.next != nil { // a failed race has left the other relay's connection to be made
 			p.budget.spend() // which is never refused: the relay is well
-			p.failedOver(last)
-			last = d.next.relay.standing
+			p.failedOver(d.try.relay.standing)
 			p.attempt(ctx, d, breaker.Permit{}, waiting)
 			continue
 		}
@@ -128,15 +126,13 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		if !ok {
 			return err
 		}
-		r := d.fleet.byLane[connpool.Member(d.turn.Lane())]
 		if d.made > 0 {
 			if d.late(time.Now()) { // it waited for so long
-				r.giveBack(&d.turn, &permit)
+				d.fleet.byLane[connpool.Member(d.turn.Lane())].giveBack(&d.turn, &permit)
 				return d.tooLate()
 			}
-			p.failedOver(last)
+			p.failedOver(d.try.relay.standing)
 		}
-		last = r.standing
 		p.attempt(ctx, d, permit, waiting)
 	}
 	return nil
