@@ -24,7 +24,7 @@ func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, 
 		a.relay, d.next = a.leg.relay, nil
 		d.candidates-- // it was one when the attempt before began
 	} else {
-		a.relay, rode = d.fleet.byLane[connpool.Member(d.turn.Lane())], d.turn.Rides()
+		a.relay, rode = d.fleet.ofLane(d.turn.Lane()), d.turn.Rides()
 	}
 	d.made++
 	a.number, a.repeat = d.made, d.again.Has(a.relay.index)
@@ -65,7 +65,9 @@ func (a *attempt) open(ctx context.Context, start time.Time, wait time.Duration)
 // end keeps the books of an attempt that has run, and ends its turn.
 func (a *attempt) end(ctx context.Context) {
 	p, d, r := a.pool, a.d, a.relay
-	a.outcome = r.outcome(a.blame, a.last)
+	if !r.outdated() {
+		a.outcome = r.outcome(a.blame, a.last)
+	}
 	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
 	a.count(a.outcome)
 	if a.lastErr != nil {
@@ -75,6 +77,8 @@ func (a *attempt) end(ctx context.Context) {
 	a.release()
 
 	a.record.Duration = time.Since(a.record.Start)
+	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
+	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
 		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),
@@ -227,8 +231,10 @@ func (a *attempt) dialled(conn *session.Conn, end *session.End, timings session.
 	}
 	a.conn = conn
 	a.turn.Adopt(conn)
-	a.relay.learn(conn.Extensions())
-	a.relay.connects.add(timings.Dial + timings.TLS + timings.Hello + timings.Auth)
+	if !a.relay.outdated() {
+		a.relay.learn(conn.Extensions())
+		a.relay.connects.add(timings.Dial + timings.TLS + timings.Hello + timings.Auth)
+	}
 	return nil
 }
 
@@ -283,7 +289,9 @@ func (a *attempt) transact(ctx context.Context) {
 	a.conn.Transact(ctx, d.tx, &d.res)
 	t, s := &a.record.Timings, &d.res.Timings
 	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
-	a.relay.learnRiding(&d.res, a.rides())
+	if !a.relay.outdated() {
+		a.relay.learnRiding(&d.res, a.rides())
+	}
 }
 
 // fillTransaction makes d.tx the message for the recipients in d.to.
@@ -434,7 +442,7 @@ func (a *attempt) need(v verdict.Verdict) {
 	if v.Discard && a.conn != nil {
 		a.conn.Discard()
 	}
-	if v.Apart {
+	if v.Apart && !a.relay.outdated() {
 		a.relay.apart.add(a.d.msg.fromDomain, time.Now())
 	}
 }
@@ -490,9 +498,9 @@ func (a *attempt) release() {
 	case conn == nil:
 		t.Put(0)
 	case conn.Reusable() && a.sound:
-		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most { // RFC 9422
-			held := *t                                                             // what t points at is used for the next attempt
-			if !a.pool.retire(conn, connpool.ReasonUses, func() { held.Drop() }) { // the slot is free when the relay knows
+		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most || a.relay.outdated() { // RFC 9422; opened by what was configured before, maybe after the lane was flushed
+			held := *t                                                                // what t points at is used for the next attempt
+			if !a.pool.retire(conn, connpool.ReasonDrained, func() { held.Drop() }) { // the slot is free when the relay knows
 				_ = conn.Close()
 				held.Drop()
 			}
@@ -534,6 +542,7 @@ func (a *attempt) count(o breaker.Outcome) {
 	if left > 0 {
 		c.away.Add(1)
 	}
+	c.attempted(a)
 	if o == breaker.Fault || o == breaker.Long {
 		c.faults.Add(1)
 	}

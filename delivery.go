@@ -116,16 +116,22 @@ func (d *delivery) man(f *fleet) {
 	}
 }
 
-// move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again.
+// move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again, but for relays that are reached in another way now: it may have tried the old
+// password of a relay, or the old address.
 func (d *delivery) move() {
 	f := d.pool.fleet.Load()
 	if f == d.fleet {
 		return
 	}
-	var tried, again []*standing
+	type ways struct {
+		*standing
+		*session.Config
+	}
+	var tried []ways
+	var again []*standing
 	for _, r := range d.fleet.relays {
 		if d.tried.Has(r.index) {
-			tried = append(tried, r.standing)
+			tried = append(tried, ways{r.standing, r.session})
 		}
 		if d.again.Has(r.index) {
 			again = append(again, r.standing)
@@ -134,7 +140,7 @@ func (d *delivery) move() {
 	d.man(f)
 	d.moved = true
 	for _, r := range f.relays {
-		if slices.Contains(tried, r.standing) {
+		if slices.Contains(tried, ways{r.standing, r.session}) {
 			d.tried.add(r.index)
 		}
 		if slices.Contains(again, r.standing) {
@@ -288,7 +294,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 		x := &d.rcpts[i]
 		if x.outcome == 0 {
 			switch {
-			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays): // of relays that came and went nobody knows
+			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays) && !d.fleet.unnamed(): // of relays that came and went nobody knows
 				d.decide(x, Failed)
 			default:
 				d.decide(x, Deferred)

@@ -1,7 +1,6 @@
 package smtplb
 
 import (
-	"context"
 	"log/slog"
 	"time"
 
@@ -58,23 +57,14 @@ func (r *standing) newBreaker(b Breaker) *breaker.Breaker {
 // stateChanged is called by the breaker, under no lock, perhaps concurrently.
 func (r *standing) stateChanged() {
 	r.sync()
-	if r.pool.ctx.Err() != nil { // after Close nobody is told any more
-		return
-	}
+	r.down.note(r)
 	s := r.breaker.Stats()
 	event := RelayEvent{Relay: r.name, State: s.State.String(), Reason: r.reason(s.Cause), RetryAt: s.RetryAt, Time: time.Now()}
 	level := slog.LevelInfo
 	if s.State == breaker.Open {
 		level = slog.LevelWarn
 	}
-	attrs := []slog.Attr{slog.String("relay", r.name), slog.String("state", event.State), slog.String("reason", event.Reason)}
-	if !event.RetryAt.IsZero() {
-		attrs = append(attrs, slog.Time("retry_at", event.RetryAt))
-	}
-	r.pool.log(context.Background(), level, "relay state changed", attrs...)
-	if h := r.pool.hooks.RelayState; h != nil {
-		h(event)
-	}
+	r.pool.tell(event, level)
 }
 
 // sync brings the relay's lane into line with its breaker. Several may run at once: whoever sets the lane last checks afterwards

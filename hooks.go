@@ -2,6 +2,8 @@ package smtplb
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 	"time"
 )
 
@@ -15,8 +17,8 @@ type Hooks struct {
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
-	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's circuit breaker changed its state. An authentication failure or a certificate that
-	// isn't accepted shows here at once.
+	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state has changed, and after relays were
+	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events.
 	RelayState func(RelayEvent)
 
 	_ struct{}
@@ -34,8 +36,54 @@ type AttemptInfo struct {
 // RelayEvent is a change of a relay's state.
 type RelayEvent struct {
 	Relay   string
-	State   string    // "closed" (well), "open" (not used), "half-open" (the next message is a probe), "probing"
-	Reason  string    // why the breaker opened last
+	State   string    // of the breaker: "closed" (well), "open" (not used), "half-open" (the next message is a probe), "probing"; or "added", "removed"; of a domain that stands for relays: "resolved", "unresolved"
+	Reason  string    // why: the faults that opened the breaker, the Update or the domain that brought or took the relay
 	RetryAt time.Time // when an open breaker lets a probe through; zero otherwise
 	Time    time.Time
+}
+
+// maxEvents is how many events Stats remembers.
+const maxEvents = 50
+
+// events are the last changes of state.
+type events struct {
+	mu   sync.Mutex // guards the following fields; held to copy events only
+	ring [maxEvents]RelayEvent
+	n    int // events so far
+}
+
+func (v *events) add(e RelayEvent) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ring[v.n%maxEvents] = e
+	v.n++
+}
+
+// list returns the events, the oldest first.
+func (v *events) list() []RelayEvent {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all := make([]RelayEvent, 0, min(v.n, maxEvents))
+	for i := max(0, v.n-maxEvents); i < v.n; i++ {
+		all = append(all, v.ring[i%maxEvents])
+	}
+	return all
+}
+
+// tell remembers an event, and tells log and hook of it; after Close nobody is told any more. No lock may be held.
+func (p *Pool) tell(e RelayEvent, level slog.Level) {
+	if p.ctx.Err() != nil {
+		return
+	}
+	p.events.add(e)
+	if p.logger != nil {
+		attrs := []slog.Attr{slog.String("relay", e.Relay), slog.String("state", e.State), slog.String("reason", e.Reason)}
+		if !e.RetryAt.IsZero() {
+			attrs = append(attrs, slog.Time("retry_at", e.RetryAt))
+		}
+		p.log(context.Background(), level, "relay state changed", attrs...)
+	}
+	if p.hooks.RelayState != nil {
+		p.hooks.RelayState(e)
+	}
 }

@@ -111,7 +111,9 @@ func (k *keeper) stop() {
 
 // tend is one beat of the pool: weights, checks, discovery. It reports whether there is something under way that wants the next beat whether there are sends or not.
 func (p *Pool) tend(now time.Time) (busy bool) {
-	p.fleet.Load().reweigh()
+	f := p.fleet.Load()
+	f.reweigh()
+	f.refresh(now)
 	p.budget.turnOver(now)
 	return false
 }

@@ -40,6 +40,7 @@ const defaultAttempts = 3
 // Conns limits a relay's connections. Zero fields mean the default, negative ones no limit (MaxIdle: none is kept).
 type Conns struct {
 	Max         int           // at a time; default 10
+	Reserved    int           // of Max, kept free of bulk (see Stream); default a tenth of Max, one at least, none of one; negative: none
 	MaxIdle     int           // kept open while idle; default Max
 	MaxMessages int           // on one connection; default 100
 	MaxAge      time.Duration // of one connection, ±10 %; default 5 min
@@ -50,6 +51,9 @@ func (c Conns) limits() connpool.Limits {
 	l := connpool.Limits{Max: 10, MaxIdle: c.MaxIdle, MaxUses: 100, MaxAge: 5 * time.Minute, MaxIdleTime: 30 * time.Second}
 	if c.Max != 0 {
 		l.Max = c.Max
+	}
+	if l.Reserved = c.Reserved; c.Reserved == 0 && l.Max > 1 {
+		l.Reserved = (l.Max + 9) / 10
 	}
 	if c.MaxMessages != 0 {
 		l.MaxUses = c.MaxMessages
@@ -119,6 +123,17 @@ func (a *apart) has(domain string) bool {
 		ok = false
 	}
 	return ok
+}
+
+// endOf returns until when a domain is refused, if it is.
+func (a *apart) endOf(domain string) (until time.Time, ok bool) {
+	if !a.has(domain) {
+		return until, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	until, ok = a.until[domain]
+	return until, ok
 }
 
 func (a *apart) forget() {

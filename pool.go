@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
@@ -31,6 +32,8 @@ type Pool struct {
 	cancel    context.CancelCauseFunc
 	sends     atomic.Uint64
 	failovers atomic.Uint64
+	born      time.Time
+	events    events
 	budget    budget
 	hedges    hedges
 	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left
@@ -46,7 +49,7 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize}
+	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, born: time.Now()}
 	p.updates = make(chan struct{}, 1)
 	p.spillSize, p.spillDir, p.renders = c.SpillSize, c.SpillDir, make(chan struct{}, maxRenders)
 	if p.spillSize == 0 {

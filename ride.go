@@ -62,7 +62,7 @@ func (d *delivery) rides() *connpool.Rider {
 // Board and Alight make an attempt a session.Next: it takes along who waits first for its relay.
 func (a *attempt) Board() *session.Transaction {
 	r := a.relay
-	if r.noRiding || r.noRide.Load() || a.spent() || a.more() || r.noRideUntil.Load() > a.record.Start.UnixNano() {
+	if r.noRiding || r.outdated() || r.noRide.Load() || a.spent() || a.more() || r.noRideUntil.Load() > a.record.Start.UnixNano() {
 		return nil
 	}
 	trial, now := r.rideTrial.Load(), int64(0)

@@ -110,6 +110,9 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
+	if p.resolve(ctx, d); p.ctx.Err() != nil {
+		return ErrClosed
+	}
 	defer d.leaveNext()
 	for d.pending > 0 && d.made < d.fleet.attempts {
 		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
@@ -128,7 +131,7 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		}
 		if d.made > 0 {
 			if d.late(time.Now()) { // it waited for so long
-				d.fleet.byLane[connpool.Member(d.turn.Lane())].giveBack(&d.turn, &permit)
+				d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
 				return d.tooLate()
 			}
 			p.failedOver(d.try.relay.standing)
@@ -158,7 +161,8 @@ func (d *delivery) tooLate() error {
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
-	d.place.Ticket = connpool.Ticket{}
+	class := d.fleet.streams[d.env.Stream]
+	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
 	d.spilled, d.frugal, d.waitUntil = 0, false, time.Time{}
 	d.unpaid = d.made == 0 || d.ownHop()
 	for {
@@ -203,7 +207,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := d.fleet.byLane[connpool.Member(d.turn.Lane())]
+		r := d.fleet.ofLane(d.turn.Lane())
 		permit, ok = r.admit(&d.turn)
 		switch {
 		case !ok:
@@ -219,7 +223,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 
 // take lets a tier's picker choose among the relays with a free connection, for d.turn.
 func (d *delivery) take(t *tier) bool {
-	info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: d.made + 1}
+	info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: d.made + 1}
 	r := t.pick(info)
 	if r == nil || !d.lanes.Has(r.member) { // whatever it did to Skip
 		return false
@@ -429,6 +433,17 @@ func (d *delivery) nobody() error {
 		}
 		if text := r.trouble(); text != "" && len(why) < 3 {
 			why = append(why, text)
+		}
+	}
+	for _, s := range d.fleet.sources {
+		if text, next := s.trouble(); text != "" {
+			untried = true
+			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {
+				d.retryAfter = wait
+			}
+			if len(why) < 3 {
+				why = append(why, text)
+			}
 		}
 	}
 	switch {

@@ -53,6 +53,8 @@ func (m *model) changed() {
 
 func (m *model) changeLanes(lane int) {
 	switch n := m.r.IntN(10); {
+	case len(m.rides.patient) > 0 && n < 5:
+		m.rouse()
 	case n < 3:
 		m.removeLane(lane)
 	case n < 7:
@@ -96,12 +98,11 @@ func (m *model) addLane() {
 		m.changes.numbers = map[int]bool{}
 	}
 	m.changes.numbers[l.number] = true
-	m.changed()
 }
 
 // isGone reports whether nothing is left of a lane that was removed.
 func (m *model) isGone(l *modelLane) bool {
-	return l.removed && l.held == 0 && !slices.ContainsFunc(m.allWaiters(), func(q *modelWaiter) bool {
+	return l.removed && l.known && l.held == 0 && !slices.ContainsFunc(m.allWaiters(), func(q *modelWaiter) bool {
 		return slices.ContainsFunc(q.lanes, func(i int) bool { return m.lanes[i] == l })
 	})
 }
@@ -113,7 +114,6 @@ func (m *model) removeLane(lane int) {
 	if l.removed {
 		return
 	}
-	m.changed()
 	m.changes.counts.removed++
 	l.removed, l.state = true, down
 	m.shutIdle(l, connpool.ReasonRemoved)
@@ -149,6 +149,9 @@ func (m *model) rouse() {
 	m.Rouse()
 	m.changed()
 	m.changes.rouses++
+	for _, l := range m.lanes {
+		l.known = l.removed
+	}
 	for _, q := range slices.Clone(m.waiters) {
 		m.changes.counts.roused++
 		m.fail(q, connpool.ErrChanged)
@@ -156,6 +159,9 @@ func (m *model) rouse() {
 }
 
 func (m *model) tryIdle(lane int) {
+	if i := slices.IndexFunc(m.lanes, func(l *modelLane) bool { return len(l.idle) > 0 && m.grantable(l, true) }); i >= 0 && m.r.IntN(4) > 0 {
+		lane = i
+	}
 	l := m.lanes[lane]
 	turn, ok := m.TryIdle(l.number)
 	m.logf("try lane %d idle: %v", lane, ok)
@@ -164,8 +170,7 @@ func (m *model) tryIdle(lane int) {
 	}
 	if ok {
 		m.changes.counts.checked++
-		m.grant(turn, lane)
-		m.turns[len(m.turns)-1].checks = true
+		m.grant(turn, lane).checks = true
 	}
 }
 
@@ -256,5 +261,16 @@ func (m *model) firstFor(lane, held int) *modelWaiter {
 func (m *model) checkChanges() {
 	if got := m.Changes(); got != m.changes.seen {
 		m.t.Errorf("Changes() = %d, want %d", got, m.changes.seen)
+	}
+	for i, l := range m.lanes {
+		bulk := 0
+		for _, t := range m.turns {
+			if t.lane == i && t.bulk {
+				bulk++
+			}
+		}
+		if bulk > 0 && !l.relimit && !l.hasRoom(bulk-1, true) {
+			m.t.Errorf("lane %d: %d turns are bulk, %+v", i, bulk, l.limits)
+		}
 	}
 }

@@ -412,7 +412,7 @@ func TestRecheckMeanwhile(t *testing.T) {
 		{"nothing", func(w *world) {}, nil, 2},
 		{"down", func(w *world) { w.SetState(0, down) }, []string{"conn 0 down", "conn 1 down"}, 0},
 		{"once", func(w *world) { w.SetState(0, once) }, []string{"conn 0 down", "conn 1 down"}, 0},
-		{"flushed", func(w *world) { w.Flush(0) }, []string{"conn 0 down", "conn 1 down"}, 0},
+		{"flushed", func(w *world) { w.Flush(0) }, []string{"conn 0 drained", "conn 1 drained"}, 0},
 		{"lowered", func(w *world) { w.SetLimits(0, limits{Max: 1}) }, []string{"conn 0 trimmed"}, 1},
 		{"idle too long", func(w *world) {
 			w.SetLimits(0, limits{Max: 2, MaxIdleTime: time.Second})
@@ -602,7 +602,7 @@ func TestStrings(t *testing.T) {
 		"down": down, "once": once, "up": up, "invalid state": up + 1,
 		"broken": connpool.ReasonBroken, "dead": connpool.ReasonDead, "idle": connpool.ReasonIdle,
 		"age": connpool.ReasonAge, "uses": connpool.ReasonUses, "trimmed": connpool.ReasonTrimmed,
-		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "removed": connpool.ReasonRemoved, "invalid reason": connpool.ReasonRemoved + 1,
+		"closed": connpool.ReasonClosed, "left": connpool.ReasonLeft, "removed": connpool.ReasonRemoved, "drained": connpool.ReasonDrained, "invalid reason": connpool.ReasonDrained + 1,
 	} {
 		if got.String() != want {
 			t.Errorf("%q, want %q", got, want)

@@ -243,17 +243,17 @@ func TestFlush(t *testing.T) {
 		w.wantClosed()
 		q.waits()
 		before.Put(0)
-		w.wantClosed("conn 1 down")
+		w.wantClosed("conn 1 drained")
 		wantConn(t, q.gets(0), nil)
 		q.turn.Adopt(w.open())
 		q.turn.Put(1)
 		w.wantStats(0, 2, 1, 0)
 		w.Flush(0)
-		w.wantClosed("conn 4 down")
+		w.wantClosed("conn 4 drained")
 		also.Put(1)
 		after.Put(1)
-		w.wantClosed("conn 2 down", "conn 3 down")
-		if w.Stats(0).Closed[connpool.ReasonDown] != 4 {
+		w.wantClosed("conn 2 drained", "conn 3 drained")
+		if w.Stats(0).Closed[connpool.ReasonDrained] != 4 {
 			t.Errorf("stats %+v", w.Stats(0))
 		}
 	})

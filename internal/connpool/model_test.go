@@ -58,6 +58,8 @@ type model struct {
 type modelLane struct {
 	number  int
 	removed bool
+	known   bool // to be removed, since a Rouse
+	relimit bool // limits were set
 	state   connpool.State
 	limits  limits
 	held    int
@@ -86,6 +88,7 @@ type modelTurn struct {
 	flushes int
 	once    bool
 	checks  bool
+	bulk    bool
 	rides   bool
 	rider   *modelWaiter // on conn
 }
@@ -170,7 +173,7 @@ func (m *model) step() {
 		return
 	}
 	switch n := m.r.IntN(100); {
-	case n < 9:
+	case n < 8:
 		m.tryTurn(lane)
 	case n < 11:
 		m.tryIdle(lane)
@@ -248,7 +251,7 @@ func (m *model) tryTurn(lane int) {
 		m.t.Fatalf("Try(%d, %v) = %v, want %v", lane, bulk, ok, want)
 	}
 	if ok {
-		m.grant(turn, lane)
+		m.grant(turn, lane).bulk = bulk
 	}
 }
 
@@ -283,7 +286,7 @@ func (m *model) setLimits(lane int) {
 	m.logf("lane %d: limits %+v", lane, lim)
 	l := m.lanes[lane]
 	m.SetLimits(l.number, lim)
-	l.limits = lim
+	l.limits, l.relimit = lim, true
 	idle := l.idle
 	l.idle = nil
 	for _, c := range idle {
@@ -296,7 +299,7 @@ func (m *model) flush(lane int) {
 	m.logf("flush lane %d", lane)
 	m.Flush(m.lanes[lane].number)
 	m.lanes[lane].flushes++
-	m.shutIdle(m.lanes[lane], connpool.ReasonDown)
+	m.shutIdle(m.lanes[lane], connpool.ReasonDrained)
 }
 
 func (m *model) recheck(lane int) {
@@ -497,17 +500,19 @@ func (l *modelLane) hasRoom(held int, bulk bool) bool {
 	return l.limits.Max <= 0 || held < l.limits.Max
 }
 
-func (m *model) grant(turn *fakeTurn, lane int) {
+func (m *model) grant(turn *fakeTurn, lane int) *modelTurn {
 	l := m.lanes[lane]
 	if turn.Lane() != l.number {
 		m.t.Fatalf("a turn of lane %d instead of %d", turn.Lane(), lane)
 	}
-	m.turns = append(m.turns, &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes, once: l.state == once})
+	t := &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes, once: l.state == once}
+	m.turns = append(m.turns, t)
 	l.held++
 	if l.state == once {
 		l.state = down
 		m.failStranded()
 	}
+	return t
 }
 
 // serve lets the first who may use a lane have it, as long as there is room,
@@ -553,7 +558,7 @@ func (m *model) park(c *modelConn, flushes int) {
 	c.limits = l.limits
 	switch {
 	case flushes != l.flushes:
-		m.shut(c, connpool.ReasonDown)
+		m.shut(c, connpool.ReasonDrained)
 	case m.closed:
 		m.shut(c, connpool.ReasonClosed)
 	case l.removed:

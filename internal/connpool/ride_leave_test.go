@@ -260,7 +260,7 @@ func TestCancelRider(t *testing.T) {
 		w.wantStats(0, 1, 0, 0)
 	})
 	race("handed over and flushed", 0, func(w *world, a *fakeTurn) { a.Put(1); w.Flush(0) }, func(t *testing.T, w *world, q, behind *wait) {
-		w.wantClosed("conn 0 down")
+		w.wantClosed("conn 0 drained")
 		wantConn(t, behind.getsOther(0), nil)
 	})
 	race("dropped and granted", 0, func(w *world, a *fakeTurn) { w.drop(a) }, func(t *testing.T, w *world, q, behind *wait) {

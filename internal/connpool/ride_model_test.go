@@ -154,7 +154,7 @@ func (m *model) serveTo(q *modelWaiter, lane int) {
 	m.logf("  lane %d goes to %d, who waits for %v", lane, q.number, q.lanes)
 	turn := q.gets(m.lanes[lane].number)
 	m.leave(q)
-	m.grant(turn, lane)
+	m.grant(turn, lane).bulk = q.bulk
 }
 
 // leave ends a wait.
@@ -190,7 +190,7 @@ func (m *model) handOver(t *modelTurn) bool {
 	turn := q.gets(l.number)
 	t.rider, q.on = nil, nil
 	m.leave(q)
-	m.turns = append(m.turns, &modelTurn{turn: turn, lane: t.lane, conn: c, flushes: t.flushes, rides: true})
+	m.turns = append(m.turns, &modelTurn{turn: turn, lane: t.lane, conn: c, flushes: t.flushes, rides: true, bulk: q.bulk})
 	return true
 }
 

@@ -349,7 +349,7 @@ func TestRiderComesBack(t *testing.T) {
 			pass(time.Second * 6 / 10)
 			a.Put(1)
 		}, []string{"conn 0 age"}},
-		{"flushed", func(w *world, a *fakeTurn) { w.Flush(0); a.Put(1) }, []string{"conn 0 down"}},
+		{"flushed", func(w *world, a *fakeTurn) { w.Flush(0); a.Put(1) }, []string{"conn 0 drained"}},
 		{"too many", func(w *world, a *fakeTurn) {
 			b := w.fresh(0, 1)[0]
 			w.SetLimits(0, limits{Max: 1})
