@@ -223,8 +223,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 
 // take lets a tier's picker choose among the relays with a free connection, for d.turn.
 func (d *delivery) take(t *tier) bool {
-	info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: d.made + 1}
-	r := t.pick(info)
+	r := t.pick(d.info(d.skip, d.made+1))
 	if r == nil || !d.lanes.Has(r.member) { // whatever it did to Skip
 		return false
 	}
@@ -233,6 +232,11 @@ func (d *delivery) take(t *tier) bool {
 		d.turn = *turn
 	}
 	return ok
+}
+
+// info is d for a picker.
+func (d *delivery) info(skip Bitset, attempt int) PickInfo {
+	return PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: skip, Attempt: attempt}
 }
 
 // admit asks r's breaker for leave to use t, and gives t back where that is refused, or where a hook that hears of it panics.
