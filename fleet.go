@@ -24,6 +24,7 @@ type fleet struct {
 	balancer Balancer
 	attempts int // for one message at the most
 	streams  streams
+	slows    bool // see ownBalancer
 	hedging  bool
 	maxWait  time.Duration // 0: no limit
 	spill    bool
@@ -109,6 +110,9 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 	}
 	if f.balancer == nil {
 		f.balancer = Adaptive()
+	}
+	if b, ok := f.balancer.(*ownBalancer); ok {
+		f.slows = b.slows
 	}
 	for i := range specs {
 		specs[i].place = i

@@ -58,9 +58,10 @@ type standing struct {
 	counts        relayCounts
 	latencies     atomic.Pointer[latencies]
 	away          downtime
-	connects      connects
-	hops          atomic.Uint64 // attempts elsewhere that one here led to
-	outrun        atomic.Uint64 // attempts that another relay took over because it was connected first
+	slowness
+	connects connects
+	hops     atomic.Uint64 // attempts elsewhere that one here led to
+	outrun   atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
 func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing {
@@ -90,7 +91,7 @@ func (r *relay) weighs() float64 {
 	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.down.Load() {
 		return 0
 	}
-	return float64(r.weight) * r.share(time.Now())
+	return float64(r.weight) * r.share(time.Now()) * r.kept()
 }
 
 // learnLatency keeps how long the relay took for an attempt that ended as f says at now. An attempt that failed says nothing, or relays that fail fast would seem the best of all; but one

@@ -37,7 +37,8 @@ type Stats struct {
 type RelayStats struct {
 	Name            string
 	Weight          int
-	EffectiveWeight float64 // what the balancer goes by now
+	EffectiveWeight float64 // what the balancer goes by now: 0 where the relay isn't used, less than Weight in a slow start, or where it is Slow
+	Slow            float64 // how many times longer than its tier's median it takes for an envelope, from 3 times on, where Adaptive gives it less for that; 0 otherwise
 	Tier            int
 
 	// State is what is known of the relay's health: "starting" (it was not used yet), "up", "down" (checks failed), "open" (its circuit breaker lets nothing through), "half-open" (one message
@@ -219,7 +220,7 @@ func (p *Pool) Stats() Stats {
 func (r *relay) stats(s *RelayStats, now time.Time) {
 	b, c, n := r.breaker.Stats(), r.pool.conns.Stats(r.lane), &r.counts
 	*s = RelayStats{
-		Name: r.name, Weight: r.weight, EffectiveWeight: r.weighs(),
+		Name: r.name, Weight: r.weight, EffectiveWeight: r.weighs(), Slow: r.slow(),
 		Breaker: b.State.String(), Downtime: r.away.sum(now), RetryAt: r.retryAt(), Trips: uint64(b.Trips), Cooling: r.cooling(),
 		InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle, Waiting: c.Waiting,
 		Attempts: n.attempts.Load(), Messages: n.messages.Load(), Bytes: n.bytes.Load(), Accepted: n.accepted.Load(), Failed: n.failed.Load(),
