@@ -14,52 +14,89 @@ import (
 	"github.com/smtplb/smtplb/internal/verdict"
 )
 
-// attempt hands what is pending of d, which has waited since then, to the relay of d.turn: connection, transactions, verdicts, books. It ends the turn and permit whatever
-// happens, a panic in a hook or in the caller's Dial included.
+// attempt hands what is pending of d, which has waited since then, to the relay of d.turn, or to that of d.next, whose connection is being made: connection, transactions, verdicts, books. It ends
+// the turn and permit whatever happens, a panic in a hook or in the caller's Dial included.
 func (p *Pool) attempt(ctx context.Context, d *delivery, permit breaker.Permit, since time.Time) {
-	t, a := &d.turn, &d.try
-	r := d.fleet.byLane[t.Lane()]
-	*a = attempt{pool: p, d: d, relay: r, turn: t, number: len(d.receipt.Attempts) + 1, repeat: d.again.Has(r.index)}
-	now := time.Now()
-	a.record = Attempt{Relay: r.name, Rode: t.Rides(), Start: now, Offered: d.pending, Timings: Timings{Wait: now.Sub(since)}}
-	d.tried.add(r.index)
-	r.counts.attempts.Add(1)
-	if t.Rides() {
-		r.counts.rides.Add(1)
+	a := &d.try
+	*a = attempt{pool: p, d: d, turn: &d.turn, permit: permit}
+	rode := false
+	if a.leg = d.next; a.leg != nil {
+		a.relay, d.next = a.leg.relay, nil
+		d.candidates-- // it was one when the attempt before began
+	} else {
+		a.relay, rode = d.fleet.ofLane(d.turn.Lane()), d.turn.Rides()
 	}
-
-	outcome := breaker.NotCounted
+	d.made++
+	a.number, a.repeat = d.made, d.again.Has(a.relay.index)
+	if a.number == 1 {
+		p.budget.first()
+	}
+	if rode {
+		a.relay.counts.rides.Add(1)
+	}
 	defer a.release()
-	defer func() { permit.Done(outcome) }() // before the slot is free: who waits for it must not be let onto a relay that has just failed
+	defer func() { a.permit.Done(a.outcome) }() // before the slot is free: who waits for it must not be let onto a relay that has just failed
 
-	var ended func(Attempt)
-	if h := p.hooks.AttemptStart; h != nil {
-		ended = h(ctx, AttemptInfo{EnvelopeID: d.env.ID, Relay: r.name, Number: a.number, Recipients: d.pending, Wait: a.record.Timings.Wait})
+	now := time.Now()
+	a.cut = d.cut(now)
+	if l := a.leg; l != nil {
+		a.open(ctx, l.begun, 0)
+	} else {
+		a.open(ctx, now, now.Sub(since))
 	}
-	a.cut = d.cut(a.record.Start)
+	a.record.Rode = rode
 	a.run(ctx)
 	a.sound = true
-	outcome = r.outcome(a.blame, a.last)
-	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
-	a.count(outcome)
-	if (outcome == breaker.Fault || outcome == breaker.Long) && a.lastErr != nil {
-		text := oneLine(strings.TrimPrefix(a.lastErr.Error(), r.name+": "))
-		r.lastFault.Store(&text)
+	a.end(ctx)
+}
+
+// open begins the record of an attempt.
+func (a *attempt) open(ctx context.Context, start time.Time, wait time.Duration) {
+	d, r := a.d, a.relay
+	a.record = Attempt{Relay: r.name, Start: start, Offered: d.pending, Timings: Timings{Wait: wait}}
+	a.ended = nil
+	d.tried.add(r.index)
+	r.counts.attempts.Add(1)
+	if h := a.pool.hooks.AttemptStart; h != nil {
+		a.ended = h(ctx, AttemptInfo{EnvelopeID: d.env.ID, Relay: r.name, Number: a.number, Recipients: d.pending, Wait: wait})
 	}
-	permit.Done(outcome)
+}
+
+// end keeps the books of an attempt that has run, and ends its turn.
+func (a *attempt) end(ctx context.Context) {
+	p, d, r := a.pool, a.d, a.relay
+	if !r.outdated() {
+		a.outcome = r.outcome(a.blame, a.last)
+	}
+	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
+	a.count(a.outcome)
+	if a.lastErr != nil {
+		r.faulted(a.outcome, a.lastErr)
+	}
+	a.permit.Done(a.outcome)
 	a.release()
-	if outcome == breaker.Success {
+	if a.outcome == breaker.Success && !r.outdated() {
 		r.answers(time.Now())
 	}
 
 	a.record.Duration = time.Since(a.record.Start)
+	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
+	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
 		p.log(ctx, slog.LevelInfo, "attempt failed", slog.String("id", d.env.ID), slog.String("relay", r.name),
 			slog.String("stage", string(a.record.Stage)), slog.String("error", a.record.Err.Error()))
 	}
-	if ended != nil {
-		ended(a.record)
+	if a.ended != nil {
+		a.ended(a.record)
+	}
+}
+
+// faulted keeps what counted against the relay last.
+func (r *standing) faulted(o breaker.Outcome, err error) {
+	if o == breaker.Fault || o == breaker.Long {
+		text := oneLine(strings.TrimPrefix(err.Error(), r.name+": "))
+		r.lastFault.Store(&text)
 	}
 }
 
@@ -69,7 +106,10 @@ type attempt struct {
 	d       *delivery
 	relay   *relay
 	turn    *connpool.Turn[*session.Conn]
-	conn    *session.Conn // nil before it was opened, and after it was given back
+	permit  breaker.Permit
+	outcome breaker.Outcome // for permit
+	leg     *leg            // a dial that goes on in a goroutine, and has turn and permit for so long
+	conn    *session.Conn   // nil before it was opened, and after it was given back
 	number  int
 	repeat  bool      // the relay was tried for this message before
 	cut     time.Time // see delivery.cut
@@ -78,14 +118,20 @@ type attempt struct {
 	last    verdict.Fact // how the last transaction ended
 	lastErr error        // what was worst in it
 	record  Attempt
-	sound   bool // run has returned: conn is in a known state
+	ended   func(Attempt) // from Hooks.AttemptStart; may be nil
+	sound   bool          // run has returned: conn is in a known state
 }
 
 // run offers the pending recipients, in transactions of as many as the relay takes.
 func (a *attempt) run(ctx context.Context) {
-	if conn, ok := a.turn.Conn(); ok {
+	if a.leg != nil {
+		if end := a.race(ctx); end != nil {
+			a.failed(end)
+			return
+		}
+	} else if conn, ok := a.turn.Conn(); ok {
 		a.conn, a.record.Reused = conn, true
-	} else if end := a.dial(ctx); end != nil {
+	} else if end := a.connect(ctx); end != nil {
 		a.failed(end)
 		return
 	}
@@ -100,10 +146,14 @@ func (a *attempt) run(ctx context.Context) {
 			}
 			a.unoffer()
 			a.drop()
+			dial := a.dial
 			if stale {
 				a.pool.conns.Recheck(a.relay.lane)
+				if a.untouched() {
+					dial = a.connect
+				}
 			}
-			if end := a.dial(ctx); end != nil {
+			if end := dial(ctx); end != nil {
 				a.failed(end)
 				return
 			}
@@ -163,15 +213,17 @@ func (a *attempt) accepting() bool {
 	return a.last.Stage == reply.StageFinal && a.last.Reply.Positive() || a.last.Stage == reply.StageRcpt && a.last.Reply.Code == 0 && a.last.Failure == 0
 }
 
-// dial opens a connection, once more with a new token where the relay refused the one that Relay.Auth gave.
+// dial opens a connection to the attempt's relay.
 func (a *attempt) dial(ctx context.Context) *session.End {
 	ctx, cancel := context.WithCancelCause(ctx) // Close ends dialling too
 	defer cancel(nil)
 	defer context.AfterFunc(a.pool.ctx, func() { cancel(ErrClosed) })()
-	conn, end, timings := session.Dial(ctx, a.relay.session, a.cut, a.d.total, nil)
-	if end != nil && end.Stage == reply.StageAuth && end.Reply.Permanent() && a.relay.session.Auth != nil {
-		conn, end, timings = session.Dial(ctx, a.relay.session, a.cut, a.d.total, a.error(end))
-	}
+	a.pool.hedges.dialled()
+	return a.dialled(a.relay.dial(ctx, a.cut, a.d.total))
+}
+
+// dialled takes what came of a dial.
+func (a *attempt) dialled(conn *session.Conn, end *session.End, timings session.Timings) *session.End {
 	t := &a.record.Timings
 	t.Dial, t.TLS, t.Hello, t.Auth = timings.Dial, timings.TLS, timings.Hello, timings.Auth
 	if end != nil {
@@ -182,8 +234,20 @@ func (a *attempt) dial(ctx context.Context) *session.End {
 	}
 	a.conn = conn
 	a.turn.Adopt(conn)
-	a.relay.learn(conn.Extensions())
+	if !a.relay.outdated() {
+		a.relay.learn(conn.Extensions())
+		a.relay.connects.add(timings.Dial + timings.TLS + timings.Hello + timings.Auth)
+	}
 	return nil
+}
+
+// dial opens a connection, once more with a new token where the relay refused the one that Relay.Auth gave.
+func (r *relay) dial(ctx context.Context, cut time.Time, total time.Duration) (*session.Conn, *session.End, session.Timings) {
+	conn, end, timings := session.Dial(ctx, r.session, cut, total, nil)
+	if end != nil && end.Stage == reply.StageAuth && end.Reply.Permanent() && r.session.Auth != nil {
+		return session.Dial(ctx, r.session, cut, total, r.error(end))
+	}
+	return conn, end, timings
 }
 
 // learn keeps what a relay offers, so that messages it can't take are not tried there.
@@ -228,7 +292,9 @@ func (a *attempt) transact(ctx context.Context) {
 	a.conn.Transact(ctx, d.tx, &d.res)
 	t, s := &a.record.Timings, &d.res.Timings
 	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
-	a.relay.learnRiding(&d.res, a.rides())
+	if !a.relay.outdated() {
+		a.relay.learnRiding(&d.res, a.rides())
+	}
 }
 
 // fillTransaction makes d.tx the message for the recipients in d.to.
@@ -379,14 +445,14 @@ func (a *attempt) need(v verdict.Verdict) {
 	if v.Discard && a.conn != nil {
 		a.conn.Discard()
 	}
-	if v.Apart {
+	if v.Apart && !a.relay.outdated() {
 		a.relay.apart.add(a.d.msg.fromDomain, time.Now())
 	}
 }
 
 // failed settles everybody by the end of a dial.
 func (a *attempt) failed(end *session.End) {
-	a.last = verdict.Fact{Stage: end.Stage, Reply: end.Reply, Failure: end.Failure, LongWait: end.LongWait, Shortened: end.Shortened}
+	a.last = dialFact(end)
 	v := verdict.Judge(a.last)
 	err := a.error(end)
 	a.hold(v.Blame, err)
@@ -402,8 +468,15 @@ func (a *attempt) failed(end *session.End) {
 	}
 }
 
-func (a *attempt) error(end *session.End) error {
-	return &RelayError{Relay: a.relay.name, Stage: stageName(end.Stage), Reply: publicReply(end.Reply), Failure: end.Failure.String(), Err: end.Err}
+// dialFact is the end of a dial as verdict wants it.
+func dialFact(end *session.End) verdict.Fact {
+	return verdict.Fact{Stage: end.Stage, Reply: end.Reply, Failure: end.Failure, LongWait: end.LongWait, Shortened: end.Shortened}
+}
+
+func (a *attempt) error(end *session.End) error { return a.relay.error(end) }
+
+func (r *standing) error(end *session.End) error {
+	return &RelayError{Relay: r.name, Stage: stageName(end.Stage), Reply: publicReply(end.Reply), Failure: end.Failure.String(), Err: end.Err}
 }
 
 // drop gives up the connection, and keeps the turn for another one.
@@ -415,6 +488,10 @@ func (a *attempt) drop() {
 
 // release ends the turn. After a panic the connection may be in any state, and is closed.
 func (a *attempt) release() {
+	if l := a.leg; l != nil { // it has the turn, and dials still
+		a.leg, a.turn = nil, nil
+		l.abandon()
+	}
 	conn, t := a.conn, a.turn
 	if t == nil {
 		return
@@ -424,9 +501,9 @@ func (a *attempt) release() {
 	case conn == nil:
 		t.Put(0)
 	case conn.Reusable() && a.sound:
-		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most { // RFC 9422
-			held := *t                                                             // what t points at is used for the next attempt
-			if !a.pool.retire(conn, connpool.ReasonUses, func() { held.Drop() }) { // the slot is free when the relay knows
+		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most || a.relay.outdated() { // RFC 9422; opened by what was configured before, maybe after the lane was flushed
+			held := *t                                                                // what t points at is used for the next attempt
+			if !a.pool.retire(conn, connpool.ReasonDrained, func() { held.Drop() }) { // the slot is free when the relay knows
 				_ = conn.Close()
 				held.Drop()
 			}
@@ -468,6 +545,7 @@ func (a *attempt) count(o breaker.Outcome) {
 	if left > 0 {
 		c.away.Add(1)
 	}
+	c.attempted(a)
 	if o == breaker.Fault || o == breaker.Long {
 		c.faults.Add(1)
 	}

@@ -18,10 +18,11 @@ import (
 // view is a RelayView of a test.
 type view float64
 
-func (view) Name() string      { return "v" }
-func (v view) Weight() float64 { return float64(v) }
-func (view) InFlight() int     { return 0 }
-func (view) Limit() int        { return 0 }
+func (view) Name() string           { return "v" }
+func (v view) Weight() float64      { return float64(v) }
+func (view) InFlight() int          { return 0 }
+func (view) Limit() int             { return 0 }
+func (view) Latency() time.Duration { return 0 }
 
 func views(weights ...float64) []smtplb.RelayView {
 	var v []smtplb.RelayView

@@ -24,10 +24,19 @@ import (
 type Config struct {
 	// Relays are the relays that mail leaves through: at least one, with distinct names.
 	Relays []Relay
-	// Balancer chooses among the relays of a tier. nil: RoundRobin().
+	// Balancer chooses among the relays of a tier. nil: Adaptive().
 	Balancer Balancer
 	// Retry bounds the attempts for a message.
 	Retry Retry
+	// Streams are the classes of traffic that Envelope.Stream names, and how they wait for connections. nil: "bulk" and "marketing" are put back by 30 s and get no slots that
+	// Conns.Reserved keeps back; all others are equal.
+	Streams []Stream
+	// MaxWait bounds how long a message waits for a free connection. What waits longer is deferred with ErrNoRelay, or, with SpillOver, may use the next tier as well. Default: only the
+	// caller's context bounds it. Negative is an error.
+	MaxWait time.Duration
+	// SpillOver lets a message that has waited for MaxWait while all relays of its tier were busy use the next tier beside it, and another MaxWait later the one after that; when all are
+	// busy, it is deferred. Without it a tier is used only when no relay of a lower one can take mail at all.
+	SpillOver bool
 	// Health says how relays are checked that no message tells of, and how one that was away is used again.
 	Health Health
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
@@ -37,6 +46,8 @@ type Config struct {
 	// true if the count a Write returns is exactly what may reach the relay; otherwise a message counts as committed when its last
 	// write begins, and a failure then means Unknown more often.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Resolver is asked for names where no Dial is given, and for SRV records always. nil: net.DefaultResolver.
+	Resolver Resolver
 	// MaxMessageSize bounds what is read of a message, in bytes, attachments encoded (base64 adds a third). Default: 100 MiB. Negative: unlimited.
 	MaxMessageSize int64
 	// SpillSize is the largest message, in bytes, that is held in memory: a larger one lies in a temporary file, from its reading to the end of its send, or for as long as a Receipt is kept that
@@ -61,8 +72,15 @@ type Config struct {
 type Relay struct {
 	// Name identifies the relay in receipts, logs and statistics. Default: Addr.
 	Name string
-	// Addr is "host:port", "[::1]:587" or "unix:/path". Without a port: 587, or 465 with TLSImplicit. Names are resolved again at
-	// every dial. Internationalised names are turned into A-labels.
+	// Addr is "host:port", "[::1]:587", "unix:/path" or "srv:example.com". Without a port: 587, or 465 with TLSImplicit. Internationalised names are turned into A-labels.
+	//
+	// A host's name is resolved again at every dial. Of several addresses the families take turns, as the dials do within a family, and the next is tried when one doesn't answer within 250 ms (RFC 8305). The
+	// relay is one all the same: one breaker, one limit of connections. (A Dial function gets the name as it is.)
+	//
+	// "srv:example.com" stands for the relays that the domain's SRV records name: _submissions._tcp (implicit TLS, RFC 8314 §5.1), or, where there are none, _submission._tcp (STARTTLS, RFC 6186). Each is a relay with a
+	// name of its own, "NAME/host:port", where NAME is Name; it has this Relay's settings, and limits, breaker and figures of its own. The records' priorities order them within Tier, and
+	// their weights multiply Weight. Certificates are checked against the domain, unless TLSConfig names another. TLS must be TLSAuto, or TLSImplicit for _submissions only. DNS is asked by the first message,
+	// and while the pool is in use again every minute, ±20 %; the last good answer is kept where DNS fails. Relays that are no longer named are drained.
 	Addr string
 	// Weight is the relay's share beside the others of its tier. Default: 1. Negative is an error; to stop using a relay leave it out.
 	Weight int
@@ -268,6 +286,19 @@ func (c *Config) validate() ([]*session.Config, error) {
 	} else {
 		local = name
 	}
+	if b, ok := c.Balancer.(*ownBalancer); ok && b.fault != "" {
+		f.add("Balancer", "%s", b.fault)
+	}
+	c.validateStreams(&f)
+	switch {
+	case c.MaxWait < 0:
+		f.add("MaxWait", "is negative; 0: only the context bounds it")
+	case c.MaxWait > 0 && c.MaxWait < time.Millisecond:
+		f.add("MaxWait", "is %v; a millisecond is the least (30 is 30ns: write 30*time.Second)", c.MaxWait)
+	case c.MaxWait == 0 && c.SpillOver:
+		f.add("SpillOver", "needs a MaxWait")
+	}
+	c.Retry.validate(&f)
 	c.Health.validate(&f)
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))
@@ -275,12 +306,10 @@ func (c *Config) validate() ([]*session.Config, error) {
 		r, path := &c.Relays[i], fmt.Sprintf("Relays[%d]", i)
 		sessions[i] = r.validate(path, &f)
 		sessions[i].LocalName = local
-		if c.Dial != nil && r.Dial == nil {
-			sessions[i].Dial = c.Dial
-			if r.LocalAddr != "" {
-				f.add(path+".LocalAddr", "goes without Config.Dial, which chooses its own address")
-			}
+		if c.Dial != nil && r.Dial == nil && r.LocalAddr != "" {
+			f.add(path+".LocalAddr", "goes without Config.Dial, which chooses its own address")
 		}
+		c.dialWith(r, sessions[i])
 		if first, ok := names[r.name()]; ok && r.name() != "" {
 			f.add(path+".Name", "%q is the name of Relays[%d] too", r.name(), first)
 		}
@@ -328,6 +357,9 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 	}
 	r.validateTLS(path, f, s, target)
 	r.validateAuth(path, f, s)
+	if limits := r.Conns.limits(); r.Conns.Reserved > 0 && limits.Max > 0 && limits.Reserved >= limits.Max {
+		f.add(path+".Conns.Reserved", "is %d of %d connections; bulk needs one at least", r.Conns.Reserved, limits.Max)
+	}
 	r.Breaker.validate(path+".Breaker", f)
 	for _, d := range []struct {
 		field string
@@ -348,7 +380,7 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 		s.Ignore = append(s.Ignore, strings.ToUpper(k))
 	}
 	if r.LocalAddr != "" {
-		ip, err := netip.ParseAddr(r.LocalAddr)
+		_, err := netip.ParseAddr(r.LocalAddr)
 		switch {
 		case err != nil:
 			f.add(path+".LocalAddr", "%q is no IP address", r.LocalAddr)
@@ -356,8 +388,6 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 			f.add(path+".LocalAddr", "has no meaning for a unix socket")
 		case r.Dial != nil:
 			f.add(path+".LocalAddr", "goes without Dial, which chooses its own address")
-		default:
-			s.Dial = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0))}).DialContext
 		}
 	}
 	return s
@@ -371,6 +401,12 @@ func (r *Relay) validateTLS(path string, f *faults, s *session.Config, t target)
 	}
 	credentials := r.Auth != nil || r.Username != ""
 	unverified := false
+	if t.network == networkSRV {
+		if mode != TLSAuto && mode != TLSImplicit {
+			f.add(path+".TLS", "%v does not go with a domain whose SRV records say how its servers are reached, by TLS in any case; auto, or implicit for only those", mode)
+		}
+		mode = TLSImplicit // as good as STARTTLS for what is checked here; the relays that are found have their own
+	}
 	if mode == TLSAuto {
 		switch {
 		case t.network != "unix" && t.port == "465":
@@ -450,6 +486,9 @@ func (r *Relay) validateAuth(path string, f *faults, s *session.Config) {
 	}
 }
 
+// networkSRV is the network of an address that SRV records tell.
+const networkSRV = "srv"
+
 // target is where a relay is.
 type target struct {
 	network, addr string // for Dial
@@ -473,8 +512,15 @@ func parseAddr(addr string, mode TLSMode) (target, error) {
 		}
 		return target{network: "unix", addr: path, host: "localhost", local: true}, nil
 	}
-	if strings.HasPrefix(addr, "srv:") {
-		return target{}, errors.New(`"srv:" addresses are not supported yet`)
+	if name, ok := strings.CutPrefix(addr, "srv:"); ok {
+		if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil || strings.Contains(name, ":") || !strings.Contains(strings.TrimSuffix(name, "."), ".") {
+			return target{}, fmt.Errorf(`%q is not "srv:" and a domain: the ports and hosts are what DNS tells`, addr)
+		}
+		host, err := domain.ToASCII(strings.TrimSuffix(name, "."))
+		if err != nil {
+			return target{}, fmt.Errorf("%q has no valid domain: %w", addr, err)
+		}
+		return target{network: networkSRV, addr: host, host: host}, nil
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil { // no port?

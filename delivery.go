@@ -35,6 +35,7 @@ type delivery struct {
 	entry   []int          // for each entry of Envelope.To its number in rcpts
 	index   map[string]int // of many recipients, by key
 	pending int            // recipients whose outcome is not settled
+	made    int            // attempts, without those that were over before anything was offered (Attempt.Hedged)
 
 	total    time.Duration // the length of the caller's context; 0: no deadline
 	deadline time.Time
@@ -42,10 +43,14 @@ type delivery struct {
 
 	// Which relays may still be tried, by their number in fleet.
 	tried, denied, again Bitset
-	lanes                Bitset // the lanes of those that may take it now
+	lanes                Bitset // the lanes of those that may take it now, by their member
 	skip, skipBuf        Bitset // of the tier that lanes is about
 	candidates           int    // relays that could be tried now, in any tier
 	prefer               string
+	unpaid               bool          // this turn is one that the budget knows nothing of
+	frugal               bool          // the budget is used up: this turn is for relays that are well
+	spilled              int           // tiers that this turn may use beyond the first
+	waitUntil            time.Time     // fleet.maxWait ends for this turn; zero before it waits
 	larger               bool          // a relay said that the message is too large for it,
 	tooLargeFor          int64         // and this is the SIZE that it advertised
 	throttled            bool          // a relay wanted less mail
@@ -56,8 +61,10 @@ type delivery struct {
 	to    []string // the recipients of tx
 	who   []int    // for each of to its number in rcpts
 	rider connpool.Rider
+	place connpool.Request // in the queue; Seen, Lag and Bulk count before there is any
 	turn  connpool.Turn[*session.Conn]
 	try   attempt
+	next  *leg // where the next attempt is under way already
 	bits  [5][4]uint64
 }
 
@@ -109,16 +116,22 @@ func (d *delivery) man(f *fleet) {
 	}
 }
 
-// move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again.
+// move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again, but for relays that are reached in another way now: it may have tried the old
+// password of a relay, or the old address.
 func (d *delivery) move() {
 	f := d.pool.fleet.Load()
 	if f == d.fleet {
 		return
 	}
-	var tried, again []*standing
+	type ways struct {
+		*standing
+		*session.Config
+	}
+	var tried []ways
+	var again []*standing
 	for _, r := range d.fleet.relays {
 		if d.tried.Has(r.index) {
-			tried = append(tried, r.standing)
+			tried = append(tried, ways{r.standing, r.session})
 		}
 		if d.again.Has(r.index) {
 			again = append(again, r.standing)
@@ -127,7 +140,7 @@ func (d *delivery) move() {
 	d.man(f)
 	d.moved = true
 	for _, r := range f.relays {
-		if slices.Contains(tried, r.standing) {
+		if slices.Contains(tried, ways{r.standing, r.session}) {
 			d.tried.add(r.index)
 		}
 		if slices.Contains(again, r.standing) {
@@ -197,9 +210,13 @@ func (d *delivery) limit(ctx context.Context) {
 // late reports whether too little of the caller's time is left to begin anything.
 func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && now.After(d.commitBy) }
 
-// cut is when the stages before the commit point must be over for the other relays to have their share of the caller's time.
+// cut is when the stages before the commit point of the attempt that begins must be over for the other relays to have their share of the caller's time.
 func (d *delivery) cut(now time.Time) time.Time {
-	left := min(d.candidates, d.fleet.attempts-len(d.receipt.Attempts))
+	return d.share(now, min(d.candidates, d.fleet.attempts-d.made+1))
+}
+
+// share is when the first of so many relays must be done that begin now.
+func (d *delivery) share(now time.Time, left int) time.Time {
 	if d.deadline.IsZero() || left <= 1 {
 		return time.Time{}
 	}
@@ -277,7 +294,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 		x := &d.rcpts[i]
 		if x.outcome == 0 {
 			switch {
-			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays): // of relays that came and went nobody knows
+			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays) && !d.fleet.unnamed(): // of relays that came and went nobody knows
 				d.decide(x, Failed)
 			default:
 				d.decide(x, Deferred)
@@ -325,7 +342,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
 	for _, r := range d.fleet.relays {
-		at := r.breaker.RetryAt()
+		at := r.retryAt()
 		if at.IsZero() {
 			return 0
 		}

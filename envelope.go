@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/smtplb/smtplb/internal/domain"
@@ -24,6 +25,10 @@ type Envelope struct {
 	Body Body
 	// LineEndings says what becomes of line ends that aren't CRLF. Default: LineEndingsText.
 	LineEndings LineEndings
+	// Key is what a Hash balancer goes by: all envelopes with the same key, such as a tenant's, leave through the same relay while it can be used. At most 1,024 bytes; may be empty.
+	Key string
+	// Stream names the traffic class that the message belongs to, see Config.Streams: "bulk", say, which then doesn't delay the others. At most 64 bytes; may be empty.
+	Stream string
 	// Prefer names a relay to try first: see Receipt.Retry. Where it has no free connection it is waited for, up to 30 s; where it is sick, or unknown, others are
 	// tried at once.
 	Prefer string
@@ -39,6 +44,11 @@ type Envelope struct {
 
 	_ struct{}
 }
+
+const (
+	maxKey    = 1024 // bytes of Envelope.Key
+	maxStream = 64   // of Envelope.Stream
+)
 
 // LineEndings says what becomes of line ends in a Body that aren't CRLF, the only one that SMTP knows (RFC 5321 §2.3.8).
 type LineEndings uint8
@@ -155,11 +165,16 @@ type message struct {
 // checkAddresses fills d's recipients from the envelope.
 func (d *delivery) checkAddresses() error {
 	e, m := d.env, &d.msg
-	if strings.ContainsFunc(e.ID, isControl) {
-		return &EnvelopeError{Field: "ID", Reason: "has control characters"}
-	}
-	if strings.ContainsFunc(e.Prefer, isControl) {
-		return &EnvelopeError{Field: "Prefer", Reason: "has control characters"}
+	for _, x := range [...]struct {
+		field, value string
+		most         int
+	}{{"ID", e.ID, math.MaxInt}, {"Key", e.Key, maxKey}, {"Stream", e.Stream, maxStream}, {"Prefer", e.Prefer, math.MaxInt}} {
+		if len(x.value) > x.most {
+			return &EnvelopeError{Field: x.field, Reason: fmt.Sprintf("has %d bytes; at most %d", len(x.value), x.most)}
+		}
+		if strings.ContainsFunc(x.value, isControl) {
+			return &EnvelopeError{Field: x.field, Reason: "has control characters"}
+		}
 	}
 	switch e.From {
 	case "":

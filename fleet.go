@@ -2,30 +2,41 @@ package smtplb
 
 import (
 	"cmp"
+	"github.com/smtplb/smtplb/internal/balance"
+	"github.com/smtplb/smtplb/internal/connpool"
 	"slices"
 	"sync/atomic"
+	"time"
 
-	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
 // fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers and panics; Update puts another one in its place. A send looks
 // at the pool's fleet anew for each turn.
 type fleet struct {
+	config   *Config
+	sessions []*session.Config // of config.Relays
+	sources  []*source         // of those whose relays are found in DNS, in their order
+
 	relays   []*relay // by tier
 	byName   map[string]*relay
-	byLane   []*relay // by the number of their lane; nil where that is not one of the fleet's
+	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
 	tiers    []*tier
 	balancer Balancer
-	attempts int    // for one message at the most
+	attempts int // for one message at the most
+	streams  streams
+	hedging  bool
+	maxWait  time.Duration // 0: no limit
+	spill    bool
 	health   Health // without zeros
 }
 
-// tier is the relays of one Relay.Tier: a range of fleet.relays.
+// tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of fleet.relays.
 type tier struct {
 	first  int
 	relays []*relay
 	number int         // Relay.Tier
+	within int         // 0: the first priority, with which the relays are whose Addr says where they are
 	panics atomic.Bool // see alarm
 	picks  atomic.Pointer[picks]
 }
@@ -61,6 +72,28 @@ func (t *tier) weigh() []float64 {
 	return weights
 }
 
+// demote finds out which relays are far slower than most of their tier, and are to have less of the mail for that.
+func (t *tier) demote(on bool) {
+	n := len(t.relays)
+	weights, latency, samples := make([]float64, n), make([]float64, n), make([]uint64, n)
+	for i, r := range t.relays {
+		weights[i], latency[i], samples[i] = r.entitled(), float64(r.envelope.Value()), r.envelope.Samples()
+	}
+	effective, median := weights, 0.0
+	if on {
+		effective, median = balance.Demote(weights, latency, samples)
+	}
+	for i, r := range t.relays {
+		s := slowness{part: 1}
+		if effective[i] < weights[i] {
+			s = slowness{effective[i] / weights[i], latency[i] / median}
+		}
+		if was := r.slow.Load(); was == nil && s.part < 1 || was != nil && *was != s {
+			r.slow.Store(&s)
+		}
+	}
+}
+
 // build makes the tier's picker for the weights, and reports whether the balancer made one.
 func (t *tier) build(b Balancer, weights []float64) bool {
 	views := make([]RelayView, len(t.relays))
@@ -76,7 +109,10 @@ func (t *tier) build(b Balancer, weights []float64) bool {
 
 // reweigh makes new pickers where a relay's weight is not what it was. One goroutine at a time runs it (see keeper).
 func (f *fleet) reweigh() {
+	b, ok := f.balancer.(*ownBalancer)
+	demotes := ok && b.demotes
 	for _, t := range f.tiers {
+		t.demote(demotes)
 		if weights := t.weigh(); !slices.Equal(weights, t.picks.Load().weights) {
 			t.build(f.balancer, weights)
 		}
@@ -86,27 +122,32 @@ func (f *fleet) reweigh() {
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
 func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
-	f = &fleet{byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, health: c.Health.withDefaults()}
+	f = &fleet{
+		config: c, sessions: sessions, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
+		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
+	}
+	specs := p.expand(f, old)
 	switch {
 	case f.attempts == 0:
 		f.attempts = defaultAttempts
 	case f.attempts < 0:
-		f.attempts = len(c.Relays)
+		f.attempts = max(len(specs), 1)
 	}
 	if f.balancer == nil {
-		f.balancer = RoundRobin()
+		f.balancer = Adaptive()
 	}
-	order := make([]int, len(c.Relays))
-	for i := range order {
-		order[i] = i
+	for i := range specs {
+		specs[i].place = i
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(c.Relays[a].Tier, c.Relays[b].Tier) })
-	for _, i := range order {
-		cfg := &c.Relays[i]
+	slices.SortStableFunc(specs, func(a, b spec) int {
+		return cmp.Or(cmp.Compare(a.relay.Tier, b.relay.Tier), cmp.Compare(a.within, b.within))
+	})
+	for _, s := range specs {
+		cfg := s.relay
 		r := &relay{
-			index: len(f.relays), configured: i, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
-			noRiding: cfg.NoRiding, chunking: cfg.Chunking,
-			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: sessions[i],
+			index: len(f.relays), configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
+			noRiding: cfg.NoRiding, chunking: cfg.Chunking, resolver: c.Resolver,
+			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: s.session,
 		}
 		if was := old.named(cfg.name()); was != nil {
 			r.standing = was.standing
@@ -115,15 +156,16 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 			}
 		} else {
 			r.standing = newStanding(p, cfg, r.limits, &f.health)
+			r.current.Store(r.session)
 		}
 		f.relays = append(f.relays, r)
 		f.byName[r.name] = r
-		if r.lane >= len(f.byLane) {
-			f.byLane = append(f.byLane, make([]*relay, r.lane+1-len(f.byLane))...)
+		if r.member >= len(f.byLane) {
+			f.byLane = append(f.byLane, make([]*relay, r.member+1-len(f.byLane))...)
 		}
-		f.byLane[r.lane] = r
-		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier {
-			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier})
+		f.byLane[r.member] = r
+		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier || f.tiers[n-1].within != s.within {
+			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier, within: s.within})
 		}
 	}
 	for i, t := range f.tiers {
@@ -148,6 +190,16 @@ func (f *fleet) named(name string) *relay {
 	return f.byName[name]
 }
 
+// ofLane returns the relay of a lane, nil where that is not one of the fleet's: also where another has its place by now.
+func (f *fleet) ofLane(number int) *relay {
+	if m := connpool.Member(number); m < len(f.byLane) {
+		if r := f.byLane[m]; r != nil && r.lane == number {
+			return r
+		}
+	}
+	return nil
+}
+
 // tierOf returns the tier of one of the fleet's relays.
 func (f *fleet) tierOf(r *relay) *tier {
 	for _, t := range f.tiers {
@@ -166,7 +218,7 @@ func (p *Pool) forget(f, kept *fleet) {
 	for _, r := range f.relays {
 		if is := kept.named(r.name); is == nil || is.standing != r.standing {
 			r.breaker.Stop()
-			p.conns.SetState(r.lane, connpool.Down)
+			p.conns.RemoveLane(r.lane)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package smtplb
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 	"time"
 )
 
@@ -10,12 +12,13 @@ import (
 type Hooks struct {
 	// AttemptStart is called before a relay is tried, when a connection slot of it is held (of a message that rode behind another's body the envelope has been sent
 	// by then, see Attempt.Rode). The function that it returns may be nil;
-	// it is called at the attempt's end.
+	// it is called at the attempt's end. Each Attempt of the Receipt has had one call of both: where another relay was quicker to connect, the attempt ends for the slow one (see
+	// Attempt.Hedged), and begins for the other when that is connected.
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
-	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state, or that of its circuit breaker, changed. An authentication failure or a certificate that
-	// isn't accepted shows here at once.
+	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state, or that of its circuit breaker, has changed, and after relays were
+	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events.
 	RelayState func(RelayEvent)
 
 	_ struct{}
@@ -33,9 +36,55 @@ type AttemptInfo struct {
 // RelayEvent is a change of a relay's state.
 type RelayEvent struct {
 	Relay   string
-	State   string    // see RelayStats.State
-	Breaker string    // of the circuit breaker: "closed", "open" (nothing goes through), "half-open" (the next message is a probe), "probing"
-	Reason  string    // why it is in State
+	State   string    // see RelayStats.State; or "added", "removed"; of a domain that stands for relays: "resolved", "unresolved"
+	Breaker string    // of the circuit breaker: "closed", "open" (nothing goes through), "half-open" (the next message is a probe), "probing"; "" where the event is not about the relay's health
+	Reason  string    // why: what the check or the breaker has against the relay, the Update or the domain that brought or took it
 	RetryAt time.Time // when an open breaker lets a probe through, or a relay that is down is checked again; zero otherwise
 	Time    time.Time
+}
+
+// maxEvents is how many events Stats remembers.
+const maxEvents = 50
+
+// events are the last changes of state.
+type events struct {
+	mu   sync.Mutex // guards the following fields; held to copy events only
+	ring [maxEvents]RelayEvent
+	n    int // events so far
+}
+
+func (v *events) add(e RelayEvent) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ring[v.n%maxEvents] = e
+	v.n++
+}
+
+// list returns the events, the oldest first.
+func (v *events) list() []RelayEvent {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all := make([]RelayEvent, 0, min(v.n, maxEvents))
+	for i := max(0, v.n-maxEvents); i < v.n; i++ {
+		all = append(all, v.ring[i%maxEvents])
+	}
+	return all
+}
+
+// tell remembers an event, and tells log and hook of it; after Close nobody is told any more. No lock may be held.
+func (p *Pool) tell(e RelayEvent, level slog.Level) {
+	if p.ctx.Err() != nil {
+		return
+	}
+	p.events.add(e)
+	if p.logger != nil {
+		attrs := []slog.Attr{slog.String("relay", e.Relay), slog.String("state", e.State), slog.String("reason", e.Reason)}
+		if !e.RetryAt.IsZero() {
+			attrs = append(attrs, slog.Time("retry_at", e.RetryAt))
+		}
+		p.log(context.Background(), level, "relay state changed", attrs...)
+	}
+	if p.hooks.RelayState != nil {
+		p.hooks.RelayState(e)
+	}
 }

@@ -115,7 +115,7 @@ func (k *keeper) stop() {
 	}
 }
 
-// tend is one beat of the pool: slow starts, panics, checks, weights. It is told whether the pool is used, and reports whether there is something under way that wants the next
+// tend is one beat of the pool: slow starts, panics, checks, weights, names. It is told whether the pool is used, and reports whether there is something under way that wants the next
 // beat all the same.
 func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 	f := p.fleet.Load()
@@ -131,5 +131,7 @@ func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 		p.checkDue(f, now)
 	}
 	f.reweigh()
+	f.refresh(now)
+	p.budget.turnOver(now)
 	return busy
 }

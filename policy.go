@@ -15,6 +15,24 @@ type Retry struct {
 	// Attempts is how many relays are tried for a recipient at the most, each once (with AtLeastOnce, one that left the outcome unknown once more). Default: 3. Negative: as many as there are. The free redial of
 	// a connection that proved stale is not an attempt.
 	Attempts int
+	// Budget bounds the attempts beyond the first of each message, so that an outage of everything isn't made worse by retries: it is the share of first attempts that may be
+	// added to them. Default: 0.2. Negative: no bound.
+	//
+	// Each first attempt brings that share of a token into the pool's account, where it lapses after 60 s, and each further one takes a token out. At first the account holds as many as
+	// the relays may have connections together (those without a limit not counted), and at least 10. An attempt at a relay that is well is made even where the account is empty; without a token
+	// nobody probes a relay that has just failed, or tries the same one again (AtLeastOnce). Who finds no other is deferred with ErrNoRelay. A further attempt
+	// because of a recipient's own 4xx costs nothing.
+	Budget float64
+	// NoHedging: a slow relay is waited for. By default, when no connection has come about after 250 ms (or what this relay takes in 19 of 20 cases, if that is
+	// more), another relay of the same tier that is well and has a free connection is asked too, and the message goes to the one that is ready first; it is never offered to both. The other connection is
+	// kept for the next message. At most 5 % more connections are opened for that. Dial and Auth functions are then called in a goroutine of their own.
+	NoHedging bool
+}
+
+func (r Retry) validate(f *faults) {
+	if r.Budget != r.Budget || r.Budget > 1000 {
+		f.add("Retry.Budget", "is %v; it is a share, such as 0.2 (negative: no bound)", r.Budget)
+	}
 }
 
 const defaultAttempts = 3
@@ -22,6 +40,7 @@ const defaultAttempts = 3
 // Conns limits a relay's connections. Zero fields mean the default, negative ones no limit (MaxIdle: none is kept).
 type Conns struct {
 	Max         int           // at a time; default 10
+	Reserved    int           // of Max, kept free of bulk (see Stream); default a tenth of Max, one at least, none of one; negative: none
 	MaxIdle     int           // kept open while idle; default Max
 	MaxMessages int           // on one connection; default 100
 	MaxAge      time.Duration // of one connection, ±10 %; default 5 min
@@ -32,6 +51,9 @@ func (c Conns) limits() connpool.Limits {
 	l := connpool.Limits{Max: 10, MaxIdle: c.MaxIdle, MaxUses: 100, MaxAge: 5 * time.Minute, MaxIdleTime: 30 * time.Second}
 	if c.Max != 0 {
 		l.Max = c.Max
+	}
+	if l.Reserved = c.Reserved; c.Reserved == 0 && l.Max > 1 {
+		l.Reserved = (l.Max + 9) / 10
 	}
 	if c.MaxMessages != 0 {
 		l.MaxUses = c.MaxMessages
@@ -101,6 +123,17 @@ func (a *apart) has(domain string) bool {
 		ok = false
 	}
 	return ok
+}
+
+// endOf returns until when a domain is refused, if it is.
+func (a *apart) endOf(domain string) (until time.Time, ok bool) {
+	if !a.has(domain) {
+		return until, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	until, ok = a.until[domain]
+	return until, ok
 }
 
 func (a *apart) forget() {

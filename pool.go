@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
@@ -32,6 +33,12 @@ type Pool struct {
 	cancel    context.CancelCauseFunc
 	sends     atomic.Uint64
 	failovers atomic.Uint64
+	born      time.Time
+	events    events
+	budget    budget
+	hedges    hedges
+	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left
+	endRaces  context.CancelCauseFunc
 }
 
 var errNotMade = errors.New("smtplb: the Pool was not made by New")
@@ -43,7 +50,7 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize}
+	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, born: time.Now()}
 	p.updates = make(chan struct{}, 1)
 	p.spillSize, p.spillDir, p.renders = c.SpillSize, c.SpillDir, make(chan struct{}, maxRenders)
 	if p.spillSize == 0 {
@@ -53,6 +60,7 @@ func New(c Config) (*Pool, error) {
 		p.maxSize = defaultMaxMessageSize
 	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	p.races, p.endRaces = context.WithCancelCause(p.ctx)
 	p.conns = connpool.New(connpool.Config[*session.Conn]{
 		Alive:  (*session.Conn).Alive,
 		Close:  func(c *session.Conn, _ connpool.Reason) { _ = c.Close() },
@@ -63,6 +71,7 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.budget.configure(c.Retry.Budget, f.reserve())
 	p.fleet.Store(f)
 	return p, nil
 }
@@ -103,6 +112,7 @@ func (p *Pool) Close() error {
 // stop ends waiting, connections and timers.
 func (p *Pool) stop() {
 	p.keeper.stop()
+	p.endRaces(ErrClosed)
 	p.conns.Close()
 	for _, r := range p.fleet.Load().relays {
 		r.breaker.Stop()

@@ -126,6 +126,7 @@ type Attempt struct {
 	Stage    Stage // how far it came: StageFinal where the relay answered the message
 	Reused   bool  // on a connection that had been used before
 	Rode     bool  // its envelope went out behind the body of another message, which saves a round trip
+	Hedged   bool  // in a race of connections (see Retry.NoHedging). Err nil: the relay was slow, and another, whose attempt is the next, was ready first; the message wasn't offered here, and this one is counted nowhere. Else it was asked beside a slow one, and failed
 	Redialed bool  // the reused connection proved stale, or the relay lost the envelope that rode, and a new one took its place (RFC 5321 §3.8; counted nowhere)
 	Start    time.Time
 	Duration time.Duration // from Start, without Timings.Wait

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/textproto"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -329,7 +330,9 @@ func TestLastFifth(t *testing.T) {
 		defer h.close()
 		h.relays[0].On(smtptest.EndOfData).For("first@example.com").Delay(16500 * time.Millisecond)
 		h.relays[0].On(smtptest.Mail).From("b@example.com").Reply(451, "4.5.0 later")
-		go h.pool.Deliver(t.Context(), envelope("first@example.com"))
+		var first sync.WaitGroup
+		defer first.Wait()
+		first.Go(func() { _, _ = h.pool.Deliver(t.Context(), envelope("first@example.com")) })
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
@@ -499,18 +502,14 @@ func TestStrayReplyBetweenGroups(t *testing.T) {
 }
 
 // What goes into logs and hooks holds nothing that could forge a line there.
-func TestControlBytesInIDAndPrefer(t *testing.T) {
+func TestControlBytesInEnvelope(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 1, nil)
 		defer h.close()
 		for _, bad := range []string{"a\r\nb", "a\x00", "\x1b[31m", "\x7f"} {
-			for _, field := range []string{"ID", "Prefer"} {
+			for _, field := range []string{"ID", "Key", "Stream", "Prefer"} {
 				e := envelope("x@example.com")
-				if field == "ID" {
-					e.ID = bad
-				} else {
-					e.Prefer = bad
-				}
+				*map[string]*string{"ID": &e.ID, "Key": &e.Key, "Stream": &e.Stream, "Prefer": &e.Prefer}[field] = bad
 				var ee *smtplb.EnvelopeError
 				if r, err := h.pool.Deliver(t.Context(), e); !errors.As(err, &ee) || ee.Field != field || r != nil {
 					t.Errorf("%s %q: %v: %v", field, bad, r, err)

@@ -6,16 +6,21 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/balance"
 	"github.com/smtplb/smtplb/internal/breaker"
 	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
+	"github.com/smtplb/smtplb/internal/verdict"
 )
 
 // relay is a configured Relay at work: what does not change before the next Update, and its standing.
 type relay struct {
 	*standing
-	index      int // in fleet.relays
-	configured int // in Config.Relays
+	index      int     // in fleet.relays
+	configured int     // its place in Stats.Relays
+	origin     *Relay  // the entry of Config.Relays that it is, or was found by; not changed
+	foundBy    *source // nil: it is that entry itself
 	weight     int
 	limits     connpool.Limits
 	breaking   Breaker
@@ -24,6 +29,7 @@ type relay struct {
 	ownDial    bool // Relay.Dial or Config.Dial
 	localAddr  string
 	tlsConfig  *tls.Config // as configured
+	resolver   Resolver
 	session    *session.Config
 }
 
@@ -32,7 +38,9 @@ type standing struct {
 	pool    *Pool
 	name    string
 	lane    int // in Pool.conns
+	member  int // the lane in bitsets
 	breaker *breaker.Breaker
+	current atomic.Pointer[session.Config] // of the newest relay that has this standing: what is learnt by an older one is about another server, or other credentials
 
 	wellness
 	apart         apart
@@ -40,11 +48,20 @@ type standing struct {
 	finalTimeouts atomic.Int32           // in a row
 	lastFault     atomic.Pointer[string] // what counted against the relay last
 	offers        atomic.Pointer[offer]
-	refusesChunks atomic.Bool  // it offers CHUNKING, and does not know BDAT
-	noRide        atomic.Bool  // its last reply to a message took so long that a ride would gain nothing, or refused it
-	rideTrial     atomic.Int64 // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
-	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
+	refusesChunks atomic.Bool              // it offers CHUNKING, and does not know BDAT
+	noRide        atomic.Bool              // its last reply to a message took so long that a ride would gain nothing, or refused it
+	rideTrial     atomic.Int64             // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
+	noRideUntil   atomic.Int64             // Unix nanoseconds: it lost an envelope behind a body
+	latency       balance.EWMA             // from the attempt's start until the relay had taken the envelope
+	envelope      balance.EWMA             // of this the envelope alone: what relays that dial more and less often can be compared by
+	final         balance.EWMA             // from a message's end to the answer: it depends on the message
+	slow          atomic.Pointer[slowness] // nil: not at all; written by tier.demote
 	counts        relayCounts
+	latencies     atomic.Pointer[latencies]
+	downtime      downtime
+	connects      connects
+	hops          atomic.Uint64 // attempts elsewhere that one here led to
+	outrun        atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
 func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing {
@@ -56,20 +73,71 @@ func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing
 	s.full.Store(&limits)
 	s.most.Store(int64(max(limits.Max, 0)))
 	s.lane = p.conns.AddLane(limits, connpool.Up)
+	s.member = connpool.Member(s.lane)
 	return s
 }
 
-// Name, InFlight and Limit, with view's Weight, make a relay a RelayView.
-func (r *relay) Name() string  { return r.name }
-func (r *relay) InFlight() int { return r.pool.conns.Held(r.lane) }
-func (r *relay) Limit() int    { return int(r.most.Load()) }
+// Name, InFlight, Limit and Latency, with view's Weight, make a relay a RelayView.
+func (r *relay) Name() string           { return r.name }
+func (r *relay) InFlight() int          { return r.pool.conns.Held(r.lane) }
+func (r *relay) Limit() int             { return int(r.most.Load()) }
+func (r *relay) Latency() time.Duration { return r.latency.Value() }
 
-// weighs returns the relay's weight at this moment: 0 where it is not used. (A half-open one is, for one message at a time.)
+// outdated reports whether an Update has changed how the relay is reached. What a send still does by the old ways says nothing about the relay.
+func (r *relay) outdated() bool { return r.current.Load() != r.session }
+
+// weighs returns the relay's weight at this moment, with what its slowness costs it.
 func (r *relay) weighs() float64 {
-	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.down.Load() {
+	w := r.entitled()
+	if s := r.slow.Load(); s != nil {
+		w *= s.part
+	}
+	return w
+}
+
+// slowness says how slow a relay is beside the others of its tier.
+type slowness struct {
+	part  float64 // of its weight that it has because of it, at most 1
+	times float64 // the median of their latencies
+}
+
+// entitled returns the weight that the relay is to have by its configuration and its health: 0 where it is not used. (A half-open one is, for one message at a time.)
+func (r *relay) entitled() float64 {
+	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.gated.Load() {
 		return 0
 	}
 	return float64(r.weight) * r.share(time.Now())
+}
+
+// learnLatency keeps how long the relay took for an attempt that ended as f says at now. An attempt that failed says nothing, or relays that fail fast would seem the best of all; but one
+// that ended by our timeout says that the relay takes longer than that. The envelope of one that rode was answered along with another's message.
+func (r *standing) learnLatency(a *Attempt, f *verdict.Fact, rode bool, now int64) {
+	t := &a.Timings
+	dial := t.Dial + t.TLS + t.Hello + t.Auth
+	timeout := f.Failure == reply.FailTimeout
+	switch {
+	case timeout && f.Stage < reply.StageBody && !rode:
+		longer(&r.latency, now, dial+t.Envelope)
+		longer(&r.envelope, now, max(dial, t.Envelope)) // had it answered, it would have been no faster
+	case timeout && f.Stage == reply.StageFinal:
+		longer(&r.final, now, t.Final)
+	case a.Accepted == 0:
+	default:
+		if !rode {
+			r.latency.Observe(now, dial+t.Envelope)
+			r.envelope.Observe(now, t.Envelope)
+		}
+		if f.Stage == reply.StageFinal {
+			r.final.Observe(now, t.Final)
+		}
+	}
+}
+
+// longer counts x, of which the end wasn't seen: it is news only where it is longer than what was expected.
+func longer(e *balance.EWMA, now int64, x time.Duration) {
+	if x > e.Value() {
+		e.Observe(now, x)
+	}
 }
 
 // offer is what a relay offered in its last EHLO.

@@ -32,7 +32,8 @@ const lostRide = time.Hour
 
 // queue waits for d.turn, and for a ride where d may have one.
 func (d *delivery) queue(ctx context.Context) error {
-	t, err := d.pool.conns.Wait(ctx, &connpool.Request{Lanes: d.lanes, Rider: d.rides()})
+	d.place.Lanes, d.place.Rider = d.lanes, d.rides()
+	t, err := d.pool.conns.Wait(ctx, &d.place)
 	if d.rider.Lent { // it left: somebody may still be writing its envelope
 		d.tx, d.to = new(session.Transaction), nil
 	}
@@ -61,7 +62,7 @@ func (d *delivery) rides() *connpool.Rider {
 // Board and Alight make an attempt a session.Next: it takes along who waits first for its relay.
 func (a *attempt) Board() *session.Transaction {
 	r := a.relay
-	if r.noRiding || r.noRide.Load() || a.spent() || a.more() || r.noRideUntil.Load() > a.record.Start.UnixNano() {
+	if r.noRiding || r.outdated() || r.noRide.Load() || a.spent() || a.more() || r.noRideUntil.Load() > a.record.Start.UnixNano() {
 		return nil
 	}
 	trial, now := r.rideTrial.Load(), int64(0)

@@ -110,32 +110,67 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
-	for d.pending > 0 && len(d.receipt.Attempts) < d.fleet.attempts {
-		if len(d.receipt.Attempts) > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
-			clear(d.denied)
-			if d.choose() == nil {
-				return d.nobody()
-			}
-			return context.DeadlineExceeded
+	if p.resolve(ctx, d); p.ctx.Err() != nil {
+		return ErrClosed
+	}
+	defer d.leaveNext()
+	var last *standing
+	for d.pending > 0 && d.made < d.fleet.attempts {
+		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
+			return d.tooLate()
 		}
 		waiting := time.Now()
+		if d.next != nil { // a failed race has left the other relay's connection to be made
+			p.budget.spend() // which is never refused: the relay is well
+			p.failedOver(last)
+			last = d.next.relay.standing
+			p.attempt(ctx, d, breaker.Permit{}, waiting)
+			continue
+		}
 		permit, ok, err := p.turn(ctx, d)
 		if !ok {
 			return err
 		}
-		if len(d.receipt.Attempts) > 0 {
-			p.failovers.Add(1)
+		r := d.fleet.ofLane(d.turn.Lane())
+		if d.made > 0 {
+			if d.late(time.Now()) { // it waited for so long
+				r.giveBack(&d.turn, &permit)
+				return d.tooLate()
+			}
+			p.failedOver(last)
 		}
+		last = r.standing
 		p.attempt(ctx, d, permit, waiting)
 	}
 	return nil
+}
+
+// failedOver counts an attempt after the first of a message, which was at r before.
+func (p *Pool) failedOver(r *standing) {
+	p.failovers.Add(1)
+	r.hops.Add(1)
+}
+
+// tooLate is why there is no failover: there was somebody, and no time.
+func (d *delivery) tooLate() error {
+	clear(d.denied)
+	d.frugal = false
+	if d.choose() == nil {
+		return d.nobody()
+	}
+	return context.DeadlineExceeded
 }
 
 // turn finds a relay that may take d, and waits for a free connection slot on it: d.turn. Where every relay that may has been tried there is
 // neither a turn nor an error.
 func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok bool, err error) {
 	clear(d.denied)
+	class := d.fleet.streams[d.env.Stream]
+	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
+	d.spilled, d.frugal, d.waitUntil = 0, false, time.Time{}
+	d.unpaid = d.made == 0 || d.ownHop()
 	for {
+		d.place.Seen = p.conns.Changes()
 		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
@@ -144,18 +179,28 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		if tier == nil {
 			return permit, false, d.nobody()
 		}
-		ok := false
-		info := PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: len(d.receipt.Attempts) + 1}
-		if r := tier.pick(info); r != nil && d.lanes.Has(r.lane) { // whatever it did to Skip
-			var t *connpool.Turn[*session.Conn]
-			if t, ok = p.conns.Try(r.lane, false); ok {
-				d.turn = *t
+		taken := d.take(tier)
+		for n := 0; !taken && n < d.spilled; n++ {
+			next := d.after(tier)
+			if next == nil {
+				break
 			}
+			tier = next
+			taken = d.take(d.mask(tier))
 		}
-		if !ok { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours, or a ride behind another's body
-			switch err := p.wait(ctx, d); {
+		if !taken { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours, or a ride behind another's body
+			switch err := p.wait(ctx, d, tier); {
 			case err == errWaitedEnough:
 				d.prefer = ""
+				continue
+			case err == errAllBusy && d.fleet.spill && d.after(tier) != nil:
+				d.spilled++
+				d.waitUntil = time.Time{}
+				continue
+			case err == errAllBusy:
+				d.retryAfter = retrySoon
+				return permit, false, err
+			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
 				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
 				d.deny()
@@ -166,12 +211,32 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				return permit, false, contextError(ctx)
 			}
 		}
-		r := d.fleet.byLane[d.turn.Lane()]
-		if permit, ok = r.admit(&d.turn); ok {
+		r := d.fleet.ofLane(d.turn.Lane())
+		permit, ok = r.admit(&d.turn)
+		switch {
+		case !ok:
+			d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
+		case d.unpaid || p.budget.spend() || !d.dear(r):
 			return permit, true, nil
+		default:
+			r.giveBack(&d.turn, &permit)
+			d.frugal = true
 		}
-		d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
 	}
+}
+
+// take lets a tier's picker choose among the relays with a free connection, for d.turn.
+func (d *delivery) take(t *tier) bool {
+	info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: d.made + 1}
+	r := t.pick(info)
+	if r == nil || !d.lanes.Has(r.member) { // whatever it did to Skip
+		return false
+	}
+	turn, ok := d.pool.conns.Try(r.lane, d.place.Bulk)
+	if ok {
+		d.turn = *turn
+	}
+	return ok
 }
 
 // admit asks r's breaker for leave to use t, and gives t back where that is refused, or where a hook that hears of it panics.
@@ -185,21 +250,52 @@ func (r *standing) admit(t *connpool.Turn[*session.Conn]) (permit breaker.Permit
 	return r.permit()
 }
 
-// wait waits in the queue for d.turn. For a preferred relay alone it waits for maxPreferWait only.
-func (p *Pool) wait(ctx context.Context, d *delivery) error {
-	if d.prefer == "" || d.lanes.Count() != 1 {
+// giveBack ends a turn and its permit of which no use was made.
+func (r *standing) giveBack(t *connpool.Turn[*session.Conn], permit *breaker.Permit) {
+	defer t.Put(0)
+	permit.Done(breaker.NotCounted)
+}
+
+// wait waits in the queue for d.turn: for a preferred relay alone for maxPreferWait only, and in one turn for Config.MaxWait altogether. last is the last tier in d.lanes.
+func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
+	r := d.fleet.byName[d.prefer]
+	preferred := r != nil && d.lanes.Has(r.member) && d.lanes.Count() == 1
+	if !preferred {
+		d.hope(last)
+	}
+	if !preferred && d.fleet.maxWait == 0 {
 		return d.queue(ctx)
 	}
-	short, cancel := context.WithTimeoutCause(ctx, maxPreferWait, errWaitedEnough)
+	now := time.Now()
+	if d.fleet.maxWait > 0 && d.waitUntil.IsZero() {
+		d.waitUntil = now.Add(d.fleet.maxWait)
+	}
+	if !preferred {
+		return d.queueFor(ctx, d.waitUntil, errAllBusy)
+	}
+	until := now.Add(maxPreferWait)
+	if !d.waitUntil.IsZero() && d.waitUntil.Before(until) {
+		until = d.waitUntil
+	}
+	return d.queueFor(ctx, until, errWaitedEnough)
+}
+
+// queueFor is queue until then; its error is cause when that was too short.
+func (d *delivery) queueFor(ctx context.Context, until time.Time, cause error) error {
+	short, cancel := context.WithDeadlineCause(ctx, until, cause)
 	defer cancel()
 	err := d.queue(short)
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
-		err = errWaitedEnough
+		err = cause
 	}
 	return err
 }
 
-var errWaitedEnough = errors.New("waited long enough for the preferred relay")
+var (
+	errWaitedEnough = errors.New("waited long enough for the preferred relay")
+	errAllBusy      = fmt.Errorf("%w: all relays are busy", ErrNoRelay)
+	errBudget       = fmt.Errorf("%w: the retry budget is used up", ErrNoRelay)
+)
 
 // choose fills in d.lanes, the relays that may take d now, and d.skip, the same as the picker of their tier wants it. Relays that are cooling down, or that
 // refused this sender a moment ago, come in only where no tier has another. nil: nobody may.
@@ -207,7 +303,7 @@ func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
 	if r := f.byName[d.prefer]; r != nil && d.may(r) {
-		d.lanes.add(r.lane)
+		d.lanes.add(r.member)
 		d.candidates = 0
 		for _, r := range f.relays {
 			if d.may(r) {
@@ -221,13 +317,13 @@ func (d *delivery) choose() *tier {
 		d.candidates = 0
 		for _, t := range f.tiers {
 			for _, r := range t.relays {
-				if !d.may(r) || !soft && (r.cooling() || r.apart.has(d.msg.fromDomain)) {
+				if !d.may(r) || !soft && d.shuns(r) {
 					continue
 				}
 				d.candidates++
 				if chosen == nil || chosen == t {
 					chosen = t
-					d.lanes.add(r.lane)
+					d.lanes.add(r.member)
 				}
 			}
 		}
@@ -238,9 +334,64 @@ func (d *delivery) choose() *tier {
 	return nil
 }
 
+// after adds to d.lanes the relays of the next tier that has some for d. It looks for no soft reason to use a relay: who spills over isn't in need.
+func (d *delivery) after(t *tier) *tier {
+	for _, next := range d.fleet.tiers {
+		if next.first <= t.first {
+			continue
+		}
+		found := false
+		for _, r := range next.relays {
+			if d.may(r) && !d.shuns(r) {
+				d.lanes.add(r.member)
+				found = true
+			}
+		}
+		if found {
+			return next
+		}
+	}
+	return nil
+}
+
+// hope adds to d.lanes the relays that are down now, but would do otherwise, up to the tier that is waited for: should one come back first, it is welcome.
+func (d *delivery) hope(last *tier) {
+	if d.frugal {
+		return
+	}
+	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
+		if !r.ready() && d.could(r) && !d.shuns(r) {
+			d.lanes.add(r.member)
+		}
+	}
+}
+
 // may reports whether r could take d now.
 func (d *delivery) may(r *relay) bool {
-	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.ready() && r.lacks(d) == nil
+	return d.could(r) && r.ready() && !(d.frugal && d.dear(r))
+}
+
+// could reports whether r could take d if it were well.
+func (d *delivery) could(r *relay) bool {
+	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.lacks(d) == nil
+}
+
+// shuns reports whether r is used for d only where there is no other.
+func (d *delivery) shuns(r *relay) bool { return r.cooling() || r.apart.has(d.msg.fromDomain) }
+
+// dear reports whether a further attempt at r is one that the retry budget must pay for: r has failed before.
+func (d *delivery) dear(r *relay) bool {
+	return r.breaker.State() != breaker.Closed || d.again.Has(r.index)
+}
+
+// ownHop reports whether another relay is to be tried for no other reason than recipients' own 4xx.
+func (d *delivery) ownHop() bool {
+	for i := range d.rcpts {
+		if x := &d.rcpts[i]; x.outcome == 0 && (x.hops == 0 || x.stage != StageRcpt || !x.reply.Temporary()) {
+			return false
+		}
+	}
+	return true
 }
 
 // mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
@@ -250,17 +401,17 @@ func (d *delivery) mask(t *tier) *tier {
 		d.skip[w] = ^uint64(0)
 	}
 	for i, r := range t.relays {
-		if d.lanes.Has(r.lane) && d.pool.conns.Free(r.lane, false) {
+		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
 			d.skip.remove(i)
 		}
 	}
 	return t
 }
 
-// deny leaves out, for this turn, the relays in d.lanes.
+// deny leaves out, for this turn, the relays in d.lanes whose lanes are down though they are ready.
 func (d *delivery) deny() {
 	for _, r := range d.fleet.relays {
-		if d.lanes.Has(r.lane) {
+		if d.lanes.Has(r.member) && r.ready() {
 			d.denied.add(r.index)
 		}
 	}
@@ -268,7 +419,7 @@ func (d *delivery) deny() {
 
 // nobody tells why choose found no relay: nil where all were tried or can't take such a message, so that their words decide.
 func (d *delivery) nobody() error {
-	untried := false
+	untried, refused := false, false
 	now := time.Now()
 	var why []string
 	for _, r := range d.fleet.relays {
@@ -276,6 +427,7 @@ func (d *delivery) nobody() error {
 			continue
 		}
 		untried = true
+		refused = refused || d.frugal && d.could(r) && r.ready()
 		wait := retrySoon
 		if at := r.retryAt(); !at.IsZero() {
 			wait = max(at.Sub(now), time.Second)
@@ -287,9 +439,23 @@ func (d *delivery) nobody() error {
 			why = append(why, text)
 		}
 	}
+	for _, s := range d.fleet.sources {
+		if text, next := s.trouble(); text != "" {
+			untried = true
+			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {
+				d.retryAfter = wait
+			}
+			if len(why) < 3 {
+				why = append(why, text)
+			}
+		}
+	}
 	switch {
 	case !untried:
 		return nil
+	case refused:
+		d.pool.budget.refusals.Add(1)
+		return errBudget
 	case why == nil:
 		return ErrNoRelay
 	}

@@ -1,7 +1,9 @@
 package smtplb
 
 import (
+	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/session"
 )
@@ -25,22 +27,34 @@ func (p *Pool) Update(c Config) error {
 		return err
 	}
 	c.Relays = slices.Clone(c.Relays)
+	news, err := p.update(&c, sessions)
+	for _, e := range news {
+		p.tell(e.RelayEvent, e.level)
+	}
+	return err
+}
+
+func (p *Pool) update(c *Config, sessions []*session.Config) ([]news, error) {
 	p.updates <- struct{}{}
 	defer func() { <-p.updates }()
 	if p.ctx.Err() != nil {
-		return ErrClosed
+		return nil, ErrClosed
 	}
-	return p.replace(&c, sessions)
+	return p.replace(c, sessions, "Update")
 }
 
-// replace puts the fleet of c in the place of the present one. Who calls it has p.updates.
-func (p *Pool) replace(c *Config, sessions []*session.Config) error {
+// replace puts the fleet of c in the place of the present one, because of why. Who calls it has p.updates, and tells what is returned when it has not any more.
+func (p *Pool) replace(c *Config, sessions []*session.Config, why string) ([]news, error) {
 	old := p.fleet.Load()
 	f, err := p.assemble(c, sessions, old)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.fleet.Store(f) // from here on no turn begins by the old one
+	p.budget.configure(c.Retry.Budget, f.reserve())
+	for _, r := range f.relays { // whoever goes by the old fleet is outdated already,
+		r.current.Store(r.session)
+	}
+	p.fleet.Store(f) // and from here on no turn begins by it
 	for _, r := range f.relays {
 		if was := old.named(r.name); was != nil {
 			r.succeed(was, &f.health)
@@ -49,10 +63,30 @@ func (p *Pool) replace(c *Config, sessions []*session.Config) error {
 	p.forget(old, f)
 	if p.ctx.Err() != nil { // Close may not have seen the new ones
 		p.forget(f, nil)
-		return ErrClosed
+		return nil, ErrClosed
 	}
+	p.conns.Rouse() // who waits may wait for the new ones too
 	p.attend()
-	return nil
+	return f.since(old, why), nil
+}
+
+// since tells which relays are in f that were not in old, and the other way round.
+func (f *fleet) since(old *fleet, why string) (list []news) {
+	now := time.Now()
+	add := func(r *relay, state string) {
+		list = append(list, news{RelayEvent{Relay: r.name, State: state, Reason: why, Time: now}, slog.LevelInfo})
+	}
+	for _, r := range old.relays {
+		if f.named(r.name) == nil {
+			add(r, "removed")
+		}
+	}
+	for _, r := range f.relays {
+		if old.named(r.name) == nil {
+			add(r, "added")
+		}
+	}
+	return list
 }
 
 // succeed brings what outlives was into line with r.
@@ -66,7 +100,7 @@ func (r *relay) succeed(was *relay, h *Health) {
 		r.breaker.Configure(r.breaking.settings())
 	}
 	if r.session == was.session {
-		if h.Interval < 0 && r.down.Load() {
+		if h.Interval < 0 && r.gated.Load() {
 			r.forgetChecks(false)
 		}
 		return
@@ -87,7 +121,9 @@ func (r *relay) succeed(was *relay, h *Health) {
 // sameConnection reports whether a connection that was made for was may be used for r.
 func (r *relay) sameConnection(was *relay) bool {
 	a, b := r.session, was.session
-	return !r.ownDial && !was.ownDial && a.Auth == nil && b.Auth == nil &&
+	sameFunctions := r.origin == was.origin || // DNS has changed, not the configuration
+		!r.ownDial && !was.ownDial && a.Auth == nil && b.Auth == nil && sameResolver(r.resolver, was.resolver)
+	return sameFunctions &&
 		a.Network == b.Network && a.Addr == b.Addr && a.Host == b.Host && a.LocalName == b.LocalName && r.localAddr == was.localAddr &&
 		a.TLS == b.TLS && a.PlainAuth == b.PlainAuth && r.tlsConfig == was.tlsConfig &&
 		a.Username == b.Username && a.Password == b.Password && slices.Equal(a.Mechanisms, b.Mechanisms) &&

@@ -219,6 +219,9 @@ func (c *conn) endOfData() error {
 		if !c.s.store(c, m, c.size) {
 			return errGone
 		}
+		if c.s.cfg.stored != nil {
+			c.s.cfg.stored(m)
+		}
 	} else {
 		m.QueueID = c.s.nextQueueID()
 	}

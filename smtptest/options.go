@@ -40,6 +40,7 @@ type config struct {
 	strict                               bool
 	lossy                                bool
 	discard                              bool
+	stored                               func(*Message) // nil: nobody asks
 	logf                                 func(string, ...any)
 }
 
@@ -271,6 +272,14 @@ func WithStrictPipelining() Option {
 // Server.WaitFor counts all the same, Server.Messages stays empty.
 func WithDiscard() Option {
 	return func(cfg *config) { cfg.discard = true }
+}
+
+// WithStored calls f for each message when it has been stored, before the client is
+// told, and once in all for each: a test that sends more than it can keep can count
+// recipients as they come, under WithDiscard too (Data is nil then). f runs in the
+// connection's goroutine, perhaps in several at once, with no lock held.
+func WithStored(f func(*Message)) Option {
+	return func(cfg *config) { cfg.stored = f }
 }
 
 // WithLogf sets where a server reports what a test should know but did not ask

@@ -455,3 +455,30 @@ func TestNullSenderAndParams(t *testing.T) {
 		}
 	})
 }
+
+func TestWithStored(t *testing.T) {
+	for _, discard := range []bool{false, true} {
+		var got []string
+		opts := []smtptest.Option{smtptest.WithStored(func(m *smtptest.Message) { got = append(got, m.QueueID+" "+strings.Join(m.To, ",")) })}
+		if discard {
+			opts = append(opts, smtptest.WithDiscard())
+		}
+		bubble(t, func(t *testing.T, n *smtptest.Network, s *smtptest.Server) {
+			s.On(smtptest.EndOfData).From("refused@x.test").Reply(451, "4.3.0 no")
+			s.On(smtptest.EndOfData).From("lost@x.test").Unstored()
+			c := greeted(t, n)
+			c.mail("a@x.test", "x\r\n", "b@y.test", "c@y.test")
+			if len(got) != 1 { // before the client is told
+				t.Errorf("%d were told of", len(got))
+			}
+			c.mail("lost@x.test", "x\r\n", "b@y.test")
+			c.send("MAIL FROM:<refused@x.test>\r\nRCPT TO:<b@y.test>\r\nDATA\r\n")
+			c.expect("250 ", "250 ", "354 ")
+			c.cmd("451 ", ".")
+			c.mail("a@x.test", "x\r\n", "d@y.test")
+			if want := "0000000001 b@y.test,c@y.test|0000000004 d@y.test"; strings.Join(got, "|") != want {
+				t.Errorf("discard %v: told of %q, want %s", discard, got, want)
+			}
+		}, opts...)
+	}
+}

@@ -110,6 +110,7 @@ const (
 type effect struct {
 	act    action
 	delay  time.Duration
+	by     func(*Event) time.Duration // what makes delay, where it is not fixed
 	drip   time.Duration
 	code   int
 	text   string
@@ -294,7 +295,21 @@ func (r *Rule) Kill() *Rule { return r.set(func(s *ruleSpec) { s.effect.act = ac
 // beside it: Delay(d).Drop(). At EndOfData the message is stored after the delay.
 func (r *Rule) Delay(d time.Duration) *Rule {
 	return r.set(func(s *ruleSpec) {
-		s.effect.delay = d
+		s.effect.delay, s.effect.by = d, nil
+		s.effect.act = max(s.effect.act, actNormal)
+	})
+}
+
+// DelayBy is Delay with a time of f's choice for each occurrence: one drawn from a
+// distribution, or one that depends on the sender. f runs as If's does, once for each
+// time that the rule takes effect.
+//
+//	s.On(smtptest.Rcpt).DelayBy(func(*smtptest.Event) time.Duration { // half of them within 100 ms
+//		return time.Duration(100e6 * math.Exp(0.5*rand.NormFloat64()))
+//	})
+func (r *Rule) DelayBy(f func(*Event) time.Duration) *Rule {
+	return r.set(func(s *ruleSpec) {
+		s.effect.by = f
 		s.effect.act = max(s.effect.act, actNormal)
 	})
 }
@@ -360,6 +375,9 @@ func (s *Server) decide(ev *Event) *effect {
 		if spec.matches(ev) && (spec.cond == nil || spec.cond(ev)) && r.count(winner == nil) {
 			winner = &spec.effect
 		}
+	}
+	if winner != nil && winner.by != nil {
+		winner.delay = winner.by(ev)
 	}
 	return winner
 }

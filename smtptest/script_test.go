@@ -381,6 +381,37 @@ func TestDelay(t *testing.T) {
 	})
 }
 
+func TestDelayBy(t *testing.T) {
+	bubble(t, func(t *testing.T, n *smtptest.Network, s *smtptest.Server) {
+		asked := 0
+		second := func(*smtptest.Event) time.Duration { asked++; return time.Duration(asked) * time.Second }
+		s.On(smtptest.Rcpt).For("slow@y.test").DelayBy(second)
+		s.On(smtptest.EndOfData).DelayBy(func(ev *smtptest.Event) time.Duration { return time.Duration(len(ev.To)) * time.Minute })
+		loser := s.On(smtptest.Rcpt).DelayBy(func(*smtptest.Event) time.Duration { return time.Hour }).Delay(0)
+		c := greeted(t, n)
+		for i, test := range []struct {
+			to   []string
+			want time.Duration
+		}{
+			{[]string{"slow@y.test"}, 61 * time.Second},
+			{[]string{"slow@y.test", "b@y.test"}, 122 * time.Second},
+			{[]string{"b@y.test"}, time.Minute},
+		} {
+			start := time.Now()
+			c.mail("a@x.test", "x\r\n", test.to...)
+			if d := time.Since(start); d != test.want {
+				t.Errorf("message %d took %v, want %v", i, d, test.want)
+			}
+			if m := s.Messages()[i]; time.Since(m.Time) != 0 {
+				t.Errorf("message %d was stored before the delay", i)
+			}
+		}
+		if asked != 2 || loser.Fired() != 2 {
+			t.Errorf("asked %d times for 2 occurrences; %d others", asked, loser.Fired())
+		}
+	})
+}
+
 func TestThen(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -1,7 +1,7 @@
 // Package breaker is the passive health of one relay: a circuit breaker that is fed with what became of real messages.
 //
-// Underneath lies gobreaker's TwoStepCircuitBreaker, which owns the moves between closed, open and half-open. All that it does
-// in a way that hurts a mail sender is done here instead:
+// Underneath lies gobreaker's TwoStepCircuitBreaker, which owns the moves between closed, open and half-open, and is told of all that may move it: faults, and
+// what becomes of probes. All that it does in a way that hurts a mail sender is done here instead:
 //
 //   - Outcomes are counted by the time of their completion, in a window of our own (gobreaker drops those that took longer than
 //     its interval: a relay on which every session hangs would look idle).
@@ -248,11 +248,12 @@ func (b *Breaker) Ready() bool {
 // A Permit is the leave to try the relay once. Its Done must be called at the end, best deferred. Don't copy a permit and then
 // call Done on both.
 type Permit struct {
-	b    *Breaker
-	done func(error) // gobreaker's; nil once used. Guarded by b.mu
-	gen  uint64
+	b     *Breaker
+	probe func(error) // gobreaker's done, of a probe
+	gen   uint64
+	used  bool // guarded by b.mu
 
-	forced bool // it is Force's. Guarded by b.mu
+	forced bool // it is Force's
 }
 
 // Allow asks for leave to try the relay: always given when Closed, to one at a time when HalfOpen, else refused.
@@ -274,23 +275,21 @@ func (b *Breaker) admit() (Permit, bool) {
 		b.mu.Unlock()
 		return Permit{}, before == Closed
 	}
+	if before == Closed { // gobreaker says yes then, and is asked when there is something to tell it, see countLocked
+		p := Permit{b: b, gen: b.gen}
+		b.mu.Unlock()
+		return p, true
+	}
 	done, err := b.cb.Allow()
 	if err != nil { // gobreaker and the mirror disagree, which the tests have never seen
 		b.mu.Unlock()
 		return Permit{}, false
 	}
-	if before == HalfOpen {
-		now := time.Now()
-		b.probe = done
-		b.setStateLocked(Probing, now)
-		b.armLocked(now, b.set.ProbeTimeout)
-	}
-	p := Permit{b: b, done: done, gen: b.gen}
-	if before == Closed {
-		b.unlock(before)
-		return p, true
-	}
-	return b.handOver(p)
+	now := time.Now()
+	b.probe = done
+	b.setStateLocked(Probing, now)
+	b.armLocked(now, b.set.ProbeTimeout)
+	return b.handOver(Permit{b: b, probe: done, gen: b.gen})
 }
 
 // handOver gives the permit for a probe to the caller. Should OnChange panic, or end the goroutine, nobody has it: the place for a
@@ -315,18 +314,17 @@ func (p *Permit) Done(o Outcome) {
 		return
 	}
 	b.mu.Lock()
-	done, forced := p.done, p.forced
-	p.done, p.forced = nil, false
 	before := b.State()
-	if forced && !b.stopped && !b.off.Load() {
+	if live := !p.used && !b.stopped && !b.off.Load(); live && p.forced {
 		b.forcedLocked(o)
-	} else if done != nil && p.gen == b.gen && !b.stopped && !b.off.Load() {
+	} else if live && p.gen == b.gen {
 		if before == Closed {
-			b.countLocked(done, o)
+			b.countLocked(o)
 		} else {
-			b.endProbeLocked(done, o)
+			b.endProbeLocked(p.probe, o)
 		}
 	}
+	p.used = true
 	b.unlock(before)
 }
 
@@ -377,27 +375,27 @@ func (b *Breaker) setStateLocked(s State, now time.Time) {
 	b.since = now
 }
 
-// countLocked counts an outcome of the closed state, which may trip.
-func (b *Breaker) countLocked(done func(error), o Outcome) {
+// countLocked counts an outcome of the closed state, which may trip. The window is ours, and what moves gobreaker is a fault: so only faults are
+// reported to it, with a leave that is asked for and used in one. The faultless, which are nearly all, need not wait for two more locks.
+func (b *Breaker) countLocked(o Outcome) {
 	switch o {
 	case Success:
 		b.consecutive = 0
 		b.window.add(time.Now(), false)
-		done(nil)
 	case Fault, Long:
 		now := time.Now()
 		b.consecutive++
 		b.window.add(now, true)
 		cause := b.verdictLocked(o)
 		b.trip.Store(cause != "")
-		done(errFault)
+		if done, err := b.cb.Allow(); err == nil { // it is closed, as the mirror is
+			done(errFault)
+		}
 		if gobreaker.State(b.inner.Load()) == gobreaker.StateOpen {
 			b.short.fade(now)
 			b.long.fade(now)
 			b.openLocked(o, cause, now)
 		}
-	default:
-		done(errNotCounted)
 	}
 }
 

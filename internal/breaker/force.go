@@ -11,9 +11,7 @@ func (b *Breaker) forcedLocked(o Outcome) {
 	now := time.Now()
 	switch before := b.State(); {
 	case before == Closed:
-		if done, err := b.cb.Allow(); err == nil {
-			b.countLocked(done, o)
-		}
+		b.countLocked(o)
 	case before == Open && o == Success:
 		b.retryAt = now.Add(minOpen)
 		b.armLocked(now, minOpen)

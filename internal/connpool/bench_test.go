@@ -2,7 +2,10 @@ package connpool_test
 
 import (
 	"context"
+	"runtime"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
 )
@@ -137,6 +140,45 @@ func BenchmarkWaitBehind10000(b *testing.B) {
 		<-done
 	}
 	busy.Drop()
+	p.Close()
+}
+
+// 100,000 wait for two lanes, are told to look again, and come back in whatever
+// order; the figure is for one of them.
+func BenchmarkRouse100000(b *testing.B) {
+	const n = 100_000
+	p := benchPool(1)
+	p.AddLane(connpool.Limits{Max: 1}, connpool.Up)
+	x, _ := p.Try(0, false)
+	y, _ := p.Try(1, false)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			r := &connpool.Request{Lanes: []uint64{3}, Lag: time.Duration(i%3) * time.Hour, Bulk: i%3 > 0}
+			for {
+				if _, err := p.Wait(ctx, r); err != connpool.ErrChanged {
+					return
+				}
+			}
+		})
+	}
+	all := func() {
+		for p.Waiting() < n {
+			runtime.Gosched()
+		}
+	}
+	all()
+	for b.Loop() {
+		p.Rouse()
+		all()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/waiter")
+	b.StopTimer()
+	cancel()
+	wg.Wait()
+	x.Drop()
+	y.Drop()
 	p.Close()
 }
 

@@ -33,11 +33,16 @@
 //
 // [Pool.AddLane] returns the number of the lane, which is what all methods take
 // and [Turn.Lane] returns. [Pool.RemoveLane] ends a lane, and once nothing of it
-// is left, a new lane can have its place, under a number that is another one but
-// for its low bits ([Member]). A number whose lane was removed is harmless
-// for ever: it grants nothing and changes nothing, whoever has its place now. Only
-// the bitset of a Request can't tell the lanes apart that have a place one after
-// the other; Request.Seen is for that, and for being told that there are new ones.
+// is left and [Pool.Rouse] was called, a new lane can have its place, under a number
+// that is another one but for its low bits ([Member]). A number whose lane was
+// removed is harmless for ever: it grants nothing and changes nothing, whoever has
+// its place now. Only the bitset of a Request can't tell the lanes apart that have a
+// place one after the other; Request.Seen is for that.
+//
+// So the owner of the lanes adds and removes some, tells those who choose among
+// them, and then calls Rouse; and who chooses reads [Pool.Changes] first, then what
+// lanes there are, and hands both to Wait. Then nobody misses a new lane, and
+// nobody gets a lane for one that was removed.
 //
 // # Why it is right
 //
@@ -47,8 +52,8 @@
 // be closed. (A rider that gets its place back may be owed a slot of any lane it
 // names. It comes back before the critical section changes anything else, so
 // that a slot that is free for it then has nobody else waiting who may take it,
-// and takes it at once.) So no channel is touched and no callback runs under the lock, and
-// whenever the lock is free:
+// and takes it at once.) So no channel is touched and no callback runs under the
+// lock, and whenever the lock is free:
 //
 //   - A lane's turns and idle connections, and the connections that are being
 //     retired, together are at most its Max; if Max was lowered below the turns
@@ -59,15 +64,15 @@
 //   - A lane that could grant a turn has no waiter in its queue that could take
 //     it: none at all if it could grant it to bulk, none but bulk otherwise. (This
 //     is why Try cannot overtake anybody who could have what it takes.)
-//   - The turns of bulk are at most Max-Reserved, unless limits or the lane's
-//     state were changed under them. (A turn is granted to bulk, and a bulk rider
-//     boards, only while the turns that run leave the reserve alone; a slot is
-//     inherited with its driver's turn counted, and so none is counted twice.)
+//   - The turns of bulk, and those with a bulk rider, together are at most
+//     Max-Reserved, unless the limits were changed under them. (All turns together
+//     are when one is granted to bulk, or a bulk rider boards; and when a slot is
+//     inherited nothing is added, as it was counted since the rider boarded.)
 //   - Each waiter in a queue names at least one lane that is not Down.
-//   - A waiter that has not been served, or told that it should look again, is in the queues of all lanes it names,
-//     or rides on one connection and its patience (Config.Patience) lasts, or
-//     both, when it rides and its patience is over. Out of the queue it keeps
-//     its ticket, and so its place.
+//   - A waiter that has been neither served nor failed is in the queues of all lanes
+//     it names, or rides on one connection and its patience (Config.Patience)
+//     lasts, or both, when it rides and its patience is over. Out of the queue it
+//     keeps its ticket, and so its place.
 //   - A waiter in a queue came, or came back, after the last Rouse.
 //   - A connection has at most one rider; the turn that holds it is not a probe,
 //     and no reservation or idle list has it. Once somebody has boarded it and
@@ -78,7 +83,8 @@
 //   - The mirrors that Free, Held and Try read without the lock are exact.
 //   - A removed lane is Down, has no idle connection and gets neither a turn nor
 //     a new waiter. Its place is given away only when it has no turn, no
-//     connection that is being checked or retired, and no waiter that names it.
+//     connection that is being checked or retired, and no waiter that names it, and
+//     when a Request whose Seen is from before it was removed would be refused.
 //
 // The queue of waiters across the lanes is kept as two heaps for each lane, in the
 // order in which they are due, one of them for bulk; a waiter has a link in a heap
@@ -210,7 +216,6 @@ type Pool[C any] struct {
 	mu      sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
 	closed  bool
 	waiting int                             // waiters, in the queue or riding
-	rouses  uint64                          // calls of Rouse
 	tickets uint64                          // waiters that have come
 	riders  seat[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
 	conns   map[*conn[C]]struct{}           // all connections, idle and in use
@@ -223,8 +228,9 @@ type Pool[C any] struct {
 // lane is one lane of a pool. Everything but number, mirror and reused is guarded
 // by the pool's mutex.
 type lane[C any] struct {
-	number   int  // its place in the pool's lanes, and how many had it before: see Member
-	removed  bool // for ever
+	number   int    // its place in the pool's lanes, and how many had it before: see Member
+	removed  bool   // for ever
+	until    uint64 // the pool's changes when it was removed
 	state    State
 	peace    bool       // it is Down by Drain
 	epoch    uint64     // calls of SetState and RemoveLane

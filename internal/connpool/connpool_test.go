@@ -231,7 +231,8 @@ type wait struct {
 	w      *world
 	cancel context.CancelCauseFunc
 	rider  *connpool.Rider // its load is the wait itself
-	done   bool            // under w.mu
+	req    *connpool.Request
+	done   bool // under w.mu
 	turn   *fakeTurn
 	err    error
 }
@@ -244,13 +245,18 @@ func (w *world) waitToRide(lanes ...int) *wait { return w.waitAs(&connpool.Rider
 
 func (w *world) waitAs(r *connpool.Rider, lanes []int) *wait {
 	w.t.Helper()
+	return w.waitFor(&connpool.Request{Lanes: set(lanes...), Rider: r})
+}
+
+func (w *world) waitFor(r *connpool.Request) *wait {
+	w.t.Helper()
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	q := &wait{w: w, cancel: cancel, rider: r}
-	if r != nil {
-		r.Load = q
+	q := &wait{w: w, cancel: cancel, req: r, rider: r.Rider}
+	if r.Rider != nil {
+		r.Rider.Load = q
 	}
 	go func() {
-		t, err := w.Wait(ctx, &connpool.Request{Lanes: set(lanes...), Rider: r})
+		t, err := w.Wait(ctx, r)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		q.turn, q.err, q.done = t, err, true

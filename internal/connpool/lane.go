@@ -9,16 +9,17 @@ const memberBits = 16
 func Member(lane int) int { return lane & (1<<memberBits - 1) }
 
 // AddLane adds a lane and returns its number; the first is 0, the next 1. A lane
-// that was removed and is quite gone leaves its place to the next that is added,
-// so that the pool does not grow with every lane there ever was; the number is a
-// new one all the same. There is room for 65,536 lanes at a time.
+// that was removed and is quite gone, and known to be since the last Rouse, leaves
+// its place to the next that is added, so that the pool does not grow with every lane
+// there ever was; the number is a new one all the same. There is room for 65,536
+// lanes at a time.
 func (p *Pool[C]) AddLane(limits Limits, s State) int {
 	p.mu.Lock()
 	old := *p.lanes.Load()
 	l := &lane[C]{number: len(old), state: s, limits: limits.counts()}
 	all := append(old[:len(old):len(old)], l)
 	for i, gone := range old {
-		if gone.removed && gone.held+gone.checking+gone.leaving+gone.waiting == 0 {
+		if gone.removed && gone.until != p.changes.Load() && gone.held+gone.checking+gone.leaving+gone.waiting == 0 {
 			l.number = gone.number + 1<<memberBits
 			if l.number < 0 { // an int of 32 bits, and the place had 32,768 lanes
 				l.number = i
@@ -33,7 +34,6 @@ func (p *Pool[C]) AddLane(limits Limits, s State) int {
 		panic("connpool: too many lanes")
 	}
 	p.lanes.Store(&all)
-	p.changes.Add(1)
 	p.unlock(l)
 	return l.number
 }
@@ -52,10 +52,9 @@ func (p *Pool[C]) RemoveLane(lane int) {
 		p.unlock(nil)
 		return
 	}
-	l.removed = true
+	l.removed, l.until = true, p.changes.Load()
 	l.state = Down
 	l.epoch++
-	p.changes.Add(1)
 	p.closeIdle(l, ReasonRemoved)
 	p.failStranded(l)
 	p.unlock(l)
@@ -119,15 +118,16 @@ func (p *Pool[C]) Recheck(lane int) {
 	p.unlock(l)
 }
 
-// Changes returns a number that is another one after each AddLane, RemoveLane and
-// Rouse; it is never 0. A caller that chooses lanes to wait for reads it before it
-// looks at what there is to choose from, see [Request].
+// Changes returns a number that is another one after each Rouse; it is never 0. A
+// caller that chooses lanes to wait for reads it before it looks at what there is
+// to choose from, see [Request].
 func (p *Pool[C]) Changes() uint64 { return p.changes.Load() }
 
 // Rouse has everybody who is in the queue look again: their calls of Wait fail
 // with ErrChanged. Whoever waits again with the same [Request], for other lanes
 // maybe, has their place back. It is to be called when there are lanes that they
-// would have named, had they known them. Riders whose patience lasts are not in the
+// would have named, had they known them, or when some were removed, and after callers
+// can see that it is so: those who look now must not find a removed one. Riders whose patience lasts are not in the
 // queue; they ride on, and are told when they come back to it, if they do.
 //
 // It costs O(n) steps under the lock, and all of them come back, so it is for
@@ -135,7 +135,6 @@ func (p *Pool[C]) Changes() uint64 { return p.changes.Load() }
 func (p *Pool[C]) Rouse() {
 	p.mu.Lock()
 	p.changes.Add(1)
-	p.rouses++
 	for _, l := range *p.lanes.Load() {
 		p.failQueue(l, ErrChanged)
 	}

@@ -35,7 +35,7 @@ func seeds(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 	}
 }
 
-// model says what a pool does, in the plainest way: one FIFO that is scanned
+// model says what a pool does, in the plainest way: one queue that is scanned
 // from the front. The schedule is sequential: after each operation everything
 // settles, and all that can be seen of the pool must be as the model says.
 // The one thing that it cannot know is what part of MaxAge a connection has
@@ -50,11 +50,16 @@ type model struct {
 	lanes   []*modelLane
 	waiters []*modelWaiter // in the queue, first come first
 	rides   modelRides
+	changes modelChanges
 	turns   []*modelTurn
 	ended   []*fakeTurn
 }
 
 type modelLane struct {
+	number  int
+	removed bool
+	known   bool // to be removed, since a Rouse
+	relimit bool // limits were set
 	state   connpool.State
 	limits  limits
 	held    int
@@ -82,6 +87,8 @@ type modelTurn struct {
 	holds   bool
 	flushes int
 	once    bool
+	checks  bool
+	bulk    bool
 	rides   bool
 	rider   *modelWaiter // on conn
 }
@@ -96,18 +103,24 @@ func (c *modelConn) String() string {
 type modelWaiter struct {
 	*wait
 	lanes  []int
-	number int        // of arrival
+	number int       // of arrival
+	came   time.Time // arrival
+	due    time.Time
+	bulk   bool
+	rouses int        // when it came, or came again
 	on     *modelTurn // whose connection it rides on
 	until  time.Time  // when its patience is over
 }
 
 func TestModel(t *testing.T) {
 	var counts rideCounts
+	var changes changeCounts
 	seeds(t, 400, func(t *testing.T, r *rand.Rand) {
 		patience := []time.Duration{0, time.Second / 4, 3 * time.Second, -1}[r.IntN(4)]
 		m := &model{world: newPatientWorld(t, patience), t: t, r: r, start: time.Now()}
 		m.rides.patience, m.rides.busy = patience, r.IntN(3) > 0
-		defer func() { counts.add(m.rides.counts) }()
+		m.changes.seen = m.Changes()
+		defer func() { counts.add(m.rides.counts); changes.add(m.changes.counts) }()
 		defer func() {
 			if t.Failed() {
 				t.Logf("schedule:\n%s", strings.Join(m.log, "\n"))
@@ -135,6 +148,7 @@ func TestModel(t *testing.T) {
 		m.finish()
 	})
 	counts.check(t)
+	changes.check(t)
 }
 
 func (m *model) logf(format string, args ...any) {
@@ -159,8 +173,14 @@ func (m *model) step() {
 		return
 	}
 	switch n := m.r.IntN(100); {
-	case n < 11:
+	case n < 8:
 		m.tryTurn(lane)
+	case n < 11:
+		m.tryIdle(lane)
+	case n < 13:
+		m.changeLanes(lane)
+	case n < 16:
+		m.joinAgain()
 	case n < 28:
 		m.join()
 	case n < 32:
@@ -179,8 +199,6 @@ func (m *model) step() {
 		m.kill(lane)
 	case n < 54:
 		m.pass(time.Duration(1+m.r.IntN(m.r.IntN(40)+1)) * time.Second / 4)
-	case n < 55 && len(m.lanes) < 5:
-		m.addLane()
 	case n < 56 && len(m.ended) > 0:
 		m.endAgain()
 	case turn == nil:
@@ -213,8 +231,8 @@ func (m *model) finish() {
 	}
 	m.close()
 	m.check()
-	for i := range m.lanes {
-		m.wantStats(i, 0, 0, 0)
+	for _, l := range m.lanes {
+		m.wantStats(l.number, 0, 0, 0)
 	}
 	for _, c := range m.conns {
 		if c.closes == 0 && !c.dropped {
@@ -225,53 +243,16 @@ func (m *model) finish() {
 
 // The operations: each does it to the pool, and then to the model.
 
-func (m *model) addLane() {
-	lim, state := m.randomLimits(), []connpool.State{down, once, up, up, up}[m.r.IntN(5)]
-	m.logf("add lane %d: %v, %+v", len(m.lanes), state, lim)
-	if n := m.AddLane(lim, state); n != len(m.lanes) {
-		m.t.Fatalf("AddLane = %d, want %d", n, len(m.lanes))
-	}
-	m.lanes = append(m.lanes, &modelLane{state: state, limits: lim, closed: map[connpool.Reason]uint64{}})
-}
-
 func (m *model) tryTurn(lane int) {
-	turn, ok := m.Try(lane, false)
-	m.logf("try lane %d: %v", lane, ok)
-	if want := m.grantable(m.lanes[lane]); ok != want {
-		m.t.Fatalf("Try(%d) = %v, want %v", lane, ok, want)
+	l, bulk := m.lanes[lane], m.r.IntN(3) == 0
+	turn, ok := m.Try(l.number, bulk)
+	m.logf("try lane %d, bulk %v: %v", lane, bulk, ok)
+	if want := m.grantable(l, bulk); ok != want {
+		m.t.Fatalf("Try(%d, %v) = %v, want %v", lane, bulk, ok, want)
 	}
 	if ok {
-		m.grant(turn, lane)
+		m.grant(turn, lane).bulk = bulk
 	}
-}
-
-func (m *model) join() {
-	var lanes []int
-	for i := range m.lanes {
-		if m.r.IntN(4) < 2 || m.rides.busy && m.r.IntN(2) == 0 {
-			lanes = append(lanes, i)
-		}
-	}
-	m.rides.came++
-	q := &modelWaiter{lanes: lanes, number: m.rides.came}
-	if m.r.IntN(4) > 0 {
-		q.wait = m.waitToRide(lanes...)
-	} else {
-		q.wait = m.wait(lanes...)
-	}
-	m.logf("wait for %v, %d", lanes, q.number)
-	m.waiters = append(m.waiters, q)
-	if m.closed {
-		m.fail(q, connpool.ErrClosed)
-		return
-	}
-	for _, i := range lanes {
-		if m.grantable(m.lanes[i]) {
-			m.serve(i)
-			return
-		}
-	}
-	m.failStranded()
 }
 
 func (m *model) cancel() {
@@ -287,8 +268,11 @@ func (m *model) cancel() {
 
 func (m *model) setState(lane int, s connpool.State) {
 	m.logf("lane %d is %v", lane, s)
-	m.SetState(lane, s)
 	l := m.lanes[lane]
+	m.SetState(l.number, s)
+	if l.removed {
+		return
+	}
 	l.state = s
 	if s != up {
 		m.shutIdle(l, connpool.ReasonDown)
@@ -300,9 +284,9 @@ func (m *model) setState(lane int, s connpool.State) {
 func (m *model) setLimits(lane int) {
 	lim := m.randomLimits()
 	m.logf("lane %d: limits %+v", lane, lim)
-	m.SetLimits(lane, lim)
 	l := m.lanes[lane]
-	l.limits = lim
+	m.SetLimits(l.number, lim)
+	l.limits, l.relimit = lim, true
 	idle := l.idle
 	l.idle = nil
 	for _, c := range idle {
@@ -313,15 +297,15 @@ func (m *model) setLimits(lane int) {
 
 func (m *model) flush(lane int) {
 	m.logf("flush lane %d", lane)
-	m.Flush(lane)
+	m.Flush(m.lanes[lane].number)
 	m.lanes[lane].flushes++
 	m.shutIdle(m.lanes[lane], connpool.ReasonDrained)
 }
 
 func (m *model) recheck(lane int) {
 	m.logf("recheck lane %d", lane)
-	m.Recheck(lane)
 	l := m.lanes[lane]
+	m.Recheck(l.number)
 	l.idle = slices.DeleteFunc(l.idle, func(c *modelConn) bool {
 		if c.c.dead {
 			m.shut(c, connpool.ReasonDead)
@@ -379,8 +363,9 @@ func (m *model) conn(t *modelTurn) {
 			case c.c.dead:
 				m.shut(c, connpool.ReasonDead)
 			default:
-				t.holds = true
-				l.reused++
+				if t.holds = true; !t.checks {
+					l.reused++
+				}
 				continue
 			}
 		}
@@ -398,7 +383,7 @@ func (m *model) adopt(t *modelTurn) {
 	m.logf("lane %d adopts %v", t.lane, c)
 	t.turn.Adopt(c)
 	l := m.lanes[t.lane]
-	t.rides = false
+	t.rides, t.checks = false, false
 	if t.holds {
 		m.getOff(t)
 		m.shut(t.conn, connpool.ReasonTrimmed)
@@ -439,7 +424,9 @@ func (m *model) end(t *modelTurn, put bool) {
 	}
 	if t.holds {
 		t.conn.uses += uses
-		t.conn.since = time.Now()
+		if !t.checks || uses > 0 {
+			t.conn.since = time.Now()
+		}
 	}
 	m.turns = slices.DeleteFunc(m.turns, func(x *modelTurn) bool { return x == t })
 	m.ended = append(m.ended, t.turn)
@@ -493,6 +480,7 @@ func (m *model) randomLimits() limits {
 	}
 	return limits{
 		Max:         most[m.r.IntN(len(most))],
+		Reserved:    []int{0, 0, 1, 2, -1}[m.r.IntN(5)],
 		MaxIdle:     []int{0, 0, 0, 1, 2, -1}[m.r.IntN(6)],
 		MaxUses:     []int{0, 0, 4}[m.r.IntN(3)],
 		MaxAge:      []time.Duration{0, 0, 20 * time.Second}[m.r.IntN(3)],
@@ -500,33 +488,39 @@ func (m *model) randomLimits() limits {
 	}
 }
 
-func (m *model) grantable(l *modelLane) bool {
-	return !m.closed && l.state != down && (l.limits.Max <= 0 || l.held < l.limits.Max)
+func (m *model) grantable(l *modelLane, bulk bool) bool {
+	return !m.closed && l.state != down && l.hasRoom(l.held, bulk)
 }
 
-func (m *model) grant(turn *fakeTurn, lane int) {
+// hasRoom reports whether there is a slot for one more beside so many turns.
+func (l *modelLane) hasRoom(held int, bulk bool) bool {
+	if bulk {
+		held += max(0, min(l.limits.Reserved, l.limits.Max-1))
+	}
+	return l.limits.Max <= 0 || held < l.limits.Max
+}
+
+func (m *model) grant(turn *fakeTurn, lane int) *modelTurn {
 	l := m.lanes[lane]
-	if turn.Lane() != lane {
+	if turn.Lane() != l.number {
 		m.t.Fatalf("a turn of lane %d instead of %d", turn.Lane(), lane)
 	}
-	m.turns = append(m.turns, &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes, once: l.state == once})
+	t := &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes, once: l.state == once}
+	m.turns = append(m.turns, t)
 	l.held++
 	if l.state == once {
 		l.state = down
 		m.failStranded()
 	}
+	return t
 }
 
 // serve lets the first who may use a lane have it, as long as there is room,
 // and then keeps no more idle connections than allowed.
 func (m *model) serve(lane int) {
 	l := m.lanes[lane]
-	for m.grantable(l) {
-		i := slices.IndexFunc(m.waiters, func(q *modelWaiter) bool { return slices.Contains(q.lanes, lane) })
-		if i < 0 {
-			break
-		}
-		m.serveTo(m.waiters[i], lane)
+	for q := m.firstFor(lane, l.held); q != nil && m.grantable(l, q.bulk); q = m.firstFor(lane, l.held) {
+		m.serveTo(q, lane)
 	}
 	m.trim(l)
 }
@@ -554,6 +548,9 @@ func (m *model) fail(q *modelWaiter, err error) {
 	m.logf("  the waiter for %v, %d, fails: %v", q.lanes, q.number, err)
 	q.fails(err)
 	m.leave(q)
+	if q.req.Ticket != (connpool.Ticket{}) {
+		m.changes.away = append(m.changes.away, q)
+	}
 }
 
 func (m *model) park(c *modelConn, flushes int) {
@@ -564,6 +561,8 @@ func (m *model) park(c *modelConn, flushes int) {
 		m.shut(c, connpool.ReasonDrained)
 	case m.closed:
 		m.shut(c, connpool.ReasonClosed)
+	case l.removed:
+		m.shut(c, connpool.ReasonRemoved)
 	case l.state != up:
 		m.shut(c, connpool.ReasonDown)
 	case c.limits.MaxUses > 0 && c.uses >= c.limits.MaxUses:
@@ -643,7 +642,8 @@ func (m *model) check() {
 		q.waits()
 	}
 	m.checkRides()
-	closed := 0
+	m.checkChanges()
+	closed := m.changes.closed
 	for i, l := range m.lanes {
 		want := connpool.LaneStats{State: l.state, Held: l.held, Idle: len(l.idle), Opened: l.opened, Reused: l.reused}
 		for _, q := range waiters {
@@ -655,14 +655,16 @@ func (m *model) check() {
 			want.Closed[r] = n
 			closed += int(n)
 		}
-		if got := m.Stats(i); got != want {
+		if got := m.Stats(l.number); got != want {
 			m.t.Errorf("lane %d: %+v, want %+v", i, got, want)
 		}
-		if got := m.Held(i); got != l.held {
+		if got := m.Held(l.number); got != l.held {
 			m.t.Errorf("Held(%d) = %d, want %d", i, got, l.held)
 		}
-		if got, want := m.Free(i, false), m.grantable(l); got != want {
-			m.t.Errorf("Free(%d) = %v, want %v", i, got, want)
+		for _, bulk := range []bool{false, true} {
+			if got, want := m.Free(l.number, bulk), m.grantable(l, bulk); got != want {
+				m.t.Errorf("Free(%d, %v) = %v, want %v", i, bulk, got, want)
+			}
 		}
 	}
 	for _, t := range m.turns {

@@ -45,7 +45,9 @@ type crowdTurn struct {
 }
 
 type crowdWaiter struct {
-	tick  int // of arrival
+	tick  int // of arrival, the last time
+	due   int // in ticks
+	bulk  bool
 	lanes []int
 
 	on    *fakeConn // that it rides on
@@ -54,8 +56,10 @@ type crowdWaiter struct {
 }
 
 type crowdGrant struct {
-	tick, lane int
-	rides      bool
+	q     *crowdWaiter
+	tried bool // without waiting
+	lane  int
+	rides bool
 }
 
 func TestCrowd(t *testing.T) {
@@ -153,6 +157,7 @@ func (c *crowd) now() int {
 func (c *crowd) randomLimits(r *rand.Rand) limits {
 	return limits{
 		Max:         1 + r.IntN(4),
+		Reserved:    r.IntN(3),
 		MaxIdle:     r.IntN(4) - 1,
 		MaxUses:     []int{0, 3}[r.IntN(2)],
 		MaxAge:      []time.Duration{0, 20 * time.Millisecond}[r.IntN(2)],
@@ -199,13 +204,20 @@ func (c *crowd) isClosed() bool {
 }
 
 func (c *crowd) take(r *rand.Rand) *fakeTurn {
-	q := &crowdWaiter{}
+	q := &crowdWaiter{bulk: r.IntN(3) == 0}
 	if lane := r.IntN(c.lanes); r.IntN(3) == 0 {
 		c.mu.Lock()
-		q.tick = c.tick
+		q.tick, q.due = c.tick, c.tick
 		c.mu.Unlock()
-		if turn, ok := c.Try(lane, false); ok {
-			c.granted(q, turn)
+		turn, ok := (*fakeTurn)(nil), false
+		if r.IntN(4) == 0 {
+			q.bulk = true
+			turn, ok = c.TryIdle(lane)
+		} else {
+			turn, ok = c.Try(lane, q.bulk)
+		}
+		if ok {
+			c.granted(q, turn, true)
 			return turn
 		}
 		return nil
@@ -217,38 +229,55 @@ func (c *crowd) take(r *rand.Rand) *fakeTurn {
 	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Duration(r.IntN(6))*time.Millisecond)
 	defer cancel()
-	c.mu.Lock()
-	q.tick = c.tick
-	c.waiters[q] = true
-	c.mu.Unlock()
-	var rider *connpool.Rider
+	req := &connpool.Request{Lanes: set(q.lanes...), Bulk: q.bulk}
+	lag := []int{0, 0, 2, 4, -1}[r.IntN(5)]
+	req.Lag = time.Duration(lag) * time.Millisecond
 	if r.IntN(4) > 0 {
-		rider = &connpool.Rider{Load: q}
+		req.Rider = &connpool.Rider{Load: q}
 	}
-	turn, err := c.Wait(ctx, &connpool.Request{Lanes: set(q.lanes...), Rider: rider})
-	c.mu.Lock()
-	delete(c.waiters, q)
-	if q.on != nil && !rider.Lent {
-		c.t.Errorf("rides on %v still, and was not lent", q.on)
+	q.due = c.now() + lag
+	turn, err := c.waitAs(ctx, q, req)
+	for err == connpool.ErrChanged { // with the same ticket
+		if rider := req.Rider; rider != nil && rider.Lent {
+			q = &crowdWaiter{due: q.due, bulk: q.bulk, lanes: q.lanes}
+			req.Rider = &connpool.Rider{Load: q}
+		}
+		turn, err = c.waitAs(ctx, q, req)
 	}
-	closed := c.closed
-	c.mu.Unlock()
-	switch {
-	case err == nil:
-		c.granted(q, turn)
-	case err == connpool.ErrNoLane:
-		time.Sleep(time.Millisecond)
-	case err == connpool.ErrClosed && !closed, err != connpool.ErrClosed && err != context.DeadlineExceeded:
+	switch c.mu.Lock(); {
+	case err == connpool.ErrClosed && !c.closed, err != nil && err != connpool.ErrNoLane && err != connpool.ErrClosed && err != context.DeadlineExceeded:
 		c.t.Errorf("Wait: %v", err)
+	}
+	c.mu.Unlock()
+	if err == nil {
+		c.granted(q, turn, false)
+	} else if err == connpool.ErrNoLane {
+		time.Sleep(time.Millisecond)
 	}
 	return turn
 }
 
-func (c *crowd) granted(q *crowdWaiter, turn *fakeTurn) {
+// waitAs is one call of Wait.
+func (c *crowd) waitAs(ctx context.Context, q *crowdWaiter, req *connpool.Request) (*fakeTurn, error) {
+	c.mu.Lock()
+	q.tick = c.tick
+	c.waiters[q] = true
+	c.mu.Unlock()
+	turn, err := c.Wait(ctx, req)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiters, q)
+	if q.on != nil && !req.Rider.Lent {
+		c.t.Errorf("rides on %v still, and was not lent", q.on)
+	}
+	return turn, err
+}
+
+func (c *crowd) granted(q *crowdWaiter, turn *fakeTurn, tried bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.turns[turn] = &crowdTurn{q: q}
-	c.grants = append(c.grants, crowdGrant{q.tick, turn.Lane(), turn.Rides()})
+	c.grants = append(c.grants, crowdGrant{q, tried, turn.Lane(), turn.Rides()})
 }
 
 func (c *crowd) connect(r *rand.Rand, turn *fakeTurn) {
@@ -316,7 +345,9 @@ func (c *crowd) end(r *rand.Rand, turn *fakeTurn) {
 
 func (c *crowd) change(r *rand.Rand, wg *sync.WaitGroup) {
 	i := r.IntN(c.lanes)
-	switch r.IntN(8) {
+	switch r.IntN(9) {
+	case 8:
+		c.Rouse()
 	case 0:
 		c.SetState(i, connpool.State(r.IntN(3)))
 	case 1, 2:
@@ -362,7 +393,7 @@ func (c *crowd) check() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.t
-	held, unasked, waiting, patient := make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes)
+	held, unasked, waiting, patient, bulk := make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes), make([]int, c.lanes)
 	for turn, ct := range c.turns {
 		held[turn.Lane()]++
 		if !ct.asked {
@@ -373,13 +404,17 @@ func (c *crowd) check() {
 		lives := c.isPatient(q)
 		for _, i := range q.lanes {
 			waiting[i]++
-			if c.isPatient(q) {
+			switch {
+			case c.isPatient(q):
 				patient[i]++
+			case q.bulk:
+				bulk[i]++
 			}
 			lives = lives || c.Stats(i).State != down
 			for _, g := range c.grants {
-				if g.lane == i && g.tick > q.tick && !g.rides && !q.rode {
-					t.Errorf("lane %d granted to one who came at %d; one who came at %d waits still", i, g.tick, q.tick)
+				// q waits since before this tick, unlike who tried.
+				if g.lane == i && q.tick < c.tick && (g.tried || g.q.due > q.due) && (!q.bulk || g.q.bulk) && !g.rides && !q.rode {
+					t.Errorf("lane %d granted to one due at %d (tried: %v); one due at %d, come at %d, waits still", i, g.q.due, g.tried, q.due, q.tick)
 				}
 			}
 		}
@@ -422,11 +457,18 @@ func (c *crowd) check() {
 			t.Errorf("lane %d has idle connections too many: %+v, %+v, closed %v", i, s, lim, c.closed)
 		}
 		free := !c.closed && s.State != down && s.Held+leaving[i] < lim.Max
+		freeBulk := free && s.Held+leaving[i] < lim.Max-min(lim.Reserved, lim.Max-1)
 		if got := c.Free(i, false); got != free && (got || !checking) {
-			t.Errorf("Free(%d) = %v, want %v", i, got, free)
+			t.Errorf("Free(%d, false) = %v, want %v", i, got, free)
 		}
-		if n := s.Waiting - patient[i]; free && !checking && n > 0 {
+		if got := c.Free(i, true); got != freeBulk && (got || !checking) {
+			t.Errorf("Free(%d, true) = %v, want %v", i, got, freeBulk)
+		}
+		if n := s.Waiting - patient[i] - bulk[i]; free && !checking && n > 0 {
 			t.Errorf("lane %d is free, and %d wait for it", i, n)
+		}
+		if n := bulk[i]; freeBulk && !checking && n > 0 {
+			t.Errorf("lane %d is free for bulk, and %d wait for it", i, n)
 		}
 		if s.Idle > unowned[i] || s.Idle+unasked[i] < unowned[i] {
 			t.Errorf("lane %d: %d open connections nobody uses, %d are idle and %d may be reserved", i, unowned[i], s.Idle, unasked[i])
@@ -435,63 +477,6 @@ func (c *crowd) check() {
 	}
 	c.grants = nil
 	c.tick++
-}
-
-// A lane that is armed once grants one turn, and none is lost, though those who
-// wait for it are cancelled, and others try it, at the same moment.
-func TestOnceRaces(t *testing.T) {
-	seeds(t, 100, func(t *testing.T, r *rand.Rand) {
-		w := newWorld(t)
-		w.AddLane(limits{Max: 3}, down)
-		w.AddLane(limits{Max: 1}, up)
-		busy := w.try(1) // keeps those who wait from failing
-		for range 10 {
-			var wg sync.WaitGroup
-			var granted atomic.Int32
-			turns := make(chan *fakeTurn, 20)
-			for range 1 + r.IntN(8) {
-				d := time.Duration(1+r.IntN(3)) * time.Millisecond
-				wg.Go(func() {
-					ctx, cancel := context.WithTimeout(t.Context(), d)
-					defer cancel()
-					if turn, err := w.Wait(ctx, &connpool.Request{Lanes: set(0, 1)}); err == nil {
-						granted.Add(1)
-						turns <- turn
-					}
-				})
-			}
-			for range r.IntN(3) {
-				wg.Go(func() {
-					time.Sleep(time.Millisecond)
-					if turn, ok := w.Try(0, false); ok {
-						granted.Add(1)
-						turns <- turn
-					}
-				})
-			}
-			time.Sleep(time.Millisecond)
-			w.SetState(0, once)
-			synctest.Wait()
-			s := w.Stats(0)
-			switch n := granted.Load(); {
-			case n > 1:
-				t.Errorf("%d turns of one", n)
-			case n == 1 && (s.State != down || s.Held != 1):
-				t.Errorf("after the one turn: %+v", s)
-			case n == 0 && (s.State != once || s.Held != 0 || s.Waiting != 0):
-				t.Errorf("the one turn was lost: %+v", s)
-			}
-			wg.Wait()
-			close(turns)
-			for turn := range turns {
-				turn.Put(0)
-			}
-			w.SetState(0, down)
-		}
-		busy.Drop()
-		w.wantStats(0, 0, 0, 0)
-		w.wantStats(1, 0, 0, 0)
-	})
 }
 
 // Goroutines that use a pool in real time: what they see of it, without a lock

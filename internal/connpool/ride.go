@@ -161,7 +161,7 @@ func (p *Pool[C]) comeBack(w *waiter[C]) {
 		}
 	}
 	switch {
-	case w.rouses != p.rouses:
+	case w.seen != p.changes.Load():
 		p.fail(w, ErrChanged)
 	case !w.hasLane():
 		p.fail(w, ErrNoLane)

@@ -20,7 +20,7 @@ type modelRides struct {
 }
 
 // rideCounts says how often what can happen to riders has happened.
-type rideCounts struct{ boarded, handedOver, alighted, cameBack, servedAtOnce, impatient, left, untaken int }
+type rideCounts struct{ boarded, handedOver, alighted, cameBack, servedAtOnce, impatient, left, untaken, bulk int }
 
 func (n *rideCounts) add(m rideCounts) {
 	n.boarded += m.boarded
@@ -31,12 +31,13 @@ func (n *rideCounts) add(m rideCounts) {
 	n.impatient += m.impatient
 	n.left += m.left
 	n.untaken += m.untaken
+	n.bulk += m.bulk
 }
 
 // check checks that the schedules were worth something.
 func (n *rideCounts) check(t *testing.T) {
 	t.Logf("%+v", *n)
-	if *seedFlag == 0 && min(n.boarded, n.handedOver, n.alighted, n.cameBack, n.servedAtOnce, n.impatient, n.left, n.untaken) == 0 {
+	if *seedFlag == 0 && min(n.boarded, n.handedOver, n.alighted, n.cameBack, n.servedAtOnce, n.impatient, n.left, n.untaken, n.bulk) == 0 {
 		t.Error("something never happens")
 	}
 }
@@ -63,11 +64,11 @@ func (m *model) board(t *modelTurn) {
 	m.logf("lane %d, %v: board, used %d times: %v", t.lane, t.conn, uses, ok)
 	l := m.lanes[t.lane]
 	var q *modelWaiter
-	if i := slices.IndexFunc(m.waiters, func(q *modelWaiter) bool { return slices.Contains(q.lanes, t.lane) }); i >= 0 {
-		q = m.waiters[i]
+	if t.holds {
+		q = m.firstFor(t.lane, l.held-1)
 	}
 	want := q != nil && q.rider != nil && q.on == nil &&
-		t.holds && !t.conn.taken && !t.once && !m.closed && l.state == up && t.flushes == l.flushes &&
+		!t.conn.taken && !t.once && !t.checks && !m.closed && l.state == up && t.flushes == l.flushes &&
 		(l.limits.Max <= 0 || l.held <= l.limits.Max) &&
 		(l.limits.MaxUses <= 0 || t.conn.uses+uses < l.limits.MaxUses)
 	if want {
@@ -83,6 +84,9 @@ func (m *model) board(t *modelTurn) {
 	case ok:
 		m.logf("  %d rides", q.number)
 		m.rides.counts.boarded++
+		if q.bulk && !m.grantable(l, true) {
+			m.rides.counts.bulk++
+		}
 		t.rider, q.on, t.conn.taken = q, t, true
 		m.waiters = slices.DeleteFunc(m.waiters, func(x *modelWaiter) bool { return x == q })
 		m.rides.patient = append(m.rides.patient, q)
@@ -125,21 +129,22 @@ func (m *model) getOff(t *modelTurn) {
 func (m *model) comeBack(q *modelWaiter) {
 	m.logf("  %d comes back", q.number)
 	m.rides.counts.cameBack++
-	i := 0
-	for i < len(m.waiters) && m.waiters[i].number < q.number {
-		i++
-	}
-	m.waiters = slices.Insert(m.waiters, i, q)
+	m.enqueue(q)
 	if m.closed {
 		m.fail(q, connpool.ErrClosed)
 		return
 	}
 	for _, lane := range q.lanes {
-		if m.grantable(m.lanes[lane]) {
+		if m.grantable(m.lanes[lane], q.bulk) {
 			m.rides.counts.servedAtOnce++
 			m.serveTo(q, lane)
 			return
 		}
+	}
+	if q.rouses != m.changes.rouses {
+		m.changes.counts.toldLate++
+		m.fail(q, connpool.ErrChanged)
+		return
 	}
 	m.failStranded()
 }
@@ -147,9 +152,9 @@ func (m *model) comeBack(q *modelWaiter) {
 // serveTo grants a waiter a turn of a lane.
 func (m *model) serveTo(q *modelWaiter, lane int) {
 	m.logf("  lane %d goes to %d, who waits for %v", lane, q.number, q.lanes)
-	turn := q.gets(lane)
+	turn := q.gets(m.lanes[lane].number)
 	m.leave(q)
-	m.grant(turn, lane)
+	m.grant(turn, lane).bulk = q.bulk
 }
 
 // leave ends a wait.
@@ -182,10 +187,10 @@ func (m *model) handOver(t *modelTurn) bool {
 	}
 	m.logf("  lane %d and %v go to %d, who rode", t.lane, c, q.number)
 	m.rides.counts.handedOver++
-	turn := q.gets(t.lane)
+	turn := q.gets(l.number)
 	t.rider, q.on = nil, nil
 	m.leave(q)
-	m.turns = append(m.turns, &modelTurn{turn: turn, lane: t.lane, conn: c, flushes: t.flushes, rides: true})
+	m.turns = append(m.turns, &modelTurn{turn: turn, lane: t.lane, conn: c, flushes: t.flushes, rides: true, bulk: q.bulk})
 	return true
 }
 
@@ -222,7 +227,7 @@ func (m *model) checkRides() {
 	}
 	for _, q := range m.waiters {
 		for _, lane := range q.lanes {
-			if m.grantable(m.lanes[lane]) {
+			if m.grantable(m.lanes[lane], q.bulk) {
 				m.t.Errorf("lane %d is free, and %d waits for it", lane, q.number)
 			}
 		}

@@ -15,7 +15,7 @@ type waiter[C any] struct {
 	bulk   bool
 	ticket Ticket        // its place among those that are due when it is
 	due    time.Duration // its place in each queue, in pool time
-	rouses uint64        // the pool's, when it came
+	seen   uint64        // the pool's changes when it came
 	rider  *Rider        // nil: it does not ride
 	conn   *conn[C]      // what it rides on
 	until  time.Duration // when its patience is over, in pool time
@@ -40,10 +40,9 @@ type Request struct {
 	// next to others that are not: when it is Up again, it serves who waits for it.
 	Lanes []uint64
 	// Seen, if it is not 0, is what [Pool.Changes] said before Lanes was chosen. If it
-	// says something else when Wait comes to it, Wait fails with ErrChanged: the
-	// members of Lanes might be other lanes by now, and one who is not yet in the queue
-	// would miss a Rouse. Who leaves it 0 has to compare Turn.Lane with the number that
-	// was meant.
+	// says something else when Wait begins, Wait fails with ErrChanged: a member of
+	// Lanes might be another lane by now, and who is not yet in the queue would miss a
+	// Rouse. Who leaves it 0 has to compare Turn.Lane with the number that was meant.
 	Seen uint64
 	// Lag is added to the moment of arrival: who is due first is served first. A lag
 	// may be negative, and is at most a century either way.
@@ -92,9 +91,9 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 		return t, context.Cause(ctx)
 	}
 	p.mu.Lock()
-	all := *p.lanes.Load()
+	all, changes := *p.lanes.Load(), p.changes.Load()
 	lanes, end := r.Lanes, min(len(all), 64*len(r.Lanes))
-	if r.Seen != 0 && r.Seen != p.changes.Load() {
+	if r.Seen != 0 && r.Seen != changes {
 		end, err = 0, ErrChanged
 	}
 	named, up := 0, 0
@@ -133,7 +132,7 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 		p.tickets++
 		r.Ticket = Ticket{p.tickets, p.now()}
 	}
-	w.bulk, w.ticket, w.rouses, w.rider = r.Bulk, r.Ticket, p.rouses, r.Rider
+	w.bulk, w.ticket, w.seen, w.rider = r.Bulk, r.Ticket, changes, r.Rider
 	w.due = r.Ticket.came + min(max(r.Lag, -century), century)
 	for i := range w.links {
 		w.links[i].lane.waiting++

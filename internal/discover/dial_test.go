@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -170,7 +171,11 @@ func TestDirect(t *testing.T) {
 		r := &names{hosts: map[string][]string{"one.test": {"192.0.2.1"}, "mapped.test": {"::ffff:192.0.2.1"}, "twice.test": {"192.0.2.1", "", "::ffff:192.0.2.1"}}}
 		var seen []string
 		d := &discover.Dialer{Resolver: r, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			seen = append(seen, network+" "+addr) // on the caller's goroutine, or the race detector speaks
+			seen = append(seen, network+" "+addr)
+			buf := make([]byte, 64<<10)
+			if s := string(buf[:runtime.Stack(buf, false)]); !strings.Contains(s, "discover_test.TestDirect") || strings.Contains(s, "discover.(*race)") {
+				t.Errorf("%s is dialled in a goroutine of its own:\n%s", addr, s)
+			}
 			return w.DialContext(ctx, network, addr)
 		}}
 		for _, a := range []string{"192.0.2.1:25", "[2001:db8::1]:25", "one.test:25", "mapped.test:25", "twice.test:25"} {
@@ -366,10 +371,13 @@ func TestContextEnds(t *testing.T) {
 			})
 		})
 	}
-	// A cancelled dial begins nothing more.
+	// A dial whose context has ended begins nothing more, also where a failure is seen before the end is.
 	bubble(t, func(t *testing.T, _ *smtptest.Network, w *watched) {
-		ctx, cancel := context.WithCancel(t.Context())
-		w.dial = func(context.Context, string, string) (net.Conn, error) { cancel(); return nil, syscall.ECONNREFUSED }
+		ctx := &lateContext{Context: t.Context()}
+		w.dial = func(context.Context, string, string) (net.Conn, error) {
+			ctx.over.Store(true)
+			return nil, syscall.ECONNREFUSED
+		}
 		d := &discover.Dialer{Resolver: &names{hosts: answer}, Dial: w.DialContext}
 		if _, err := d.DialContext(ctx, "tcp", "relay.test:25"); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
@@ -378,6 +386,19 @@ func TestContextEnds(t *testing.T) {
 			t.Errorf("tried %v", tried)
 		}
 	})
+}
+
+// lateContext is over before its channel tells.
+type lateContext struct {
+	context.Context
+	over atomic.Bool
+}
+
+func (c *lateContext) Err() error {
+	if c.over.Load() {
+		return context.Canceled
+	}
+	return c.Context.Err()
 }
 
 // The error says what became of each address, within bounds, and keeps what lies behind it.

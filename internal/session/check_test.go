@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	netsmtp "net/smtp"
 	"strings"
@@ -175,22 +176,24 @@ func TestCheckLadder(t *testing.T) {
 	}
 }
 
-// A relay that greets with 554 may wait for QUIT, and for nothing else (RFC 5321 §3.1).
+// A relay that greets with 554 may wait for QUIT, and for nothing else (RFC 5321 §3.1); one that says 421 closes by itself (§3.8).
 func TestCheckQuitsAfter554(t *testing.T) {
-	bubble(t, func(t *testing.T, n *smtptest.Network) {
-		var told []string
-		stop := relayOf(t, n, func(p *peer) {
-			p.say("554 no service here\r\n")
-			told = append(told, p.line())
-			p.say("221 bye\r\n")
-			told = append(told, p.line())
+	for code, want := range map[int]string{554: "QUIT|", 421: "|"} {
+		bubble(t, func(t *testing.T, n *smtptest.Network) {
+			var told []string
+			stop := relayOf(t, n, func(p *peer) {
+				p.say(fmt.Sprint(code, " no service here\r\n"))
+				told = append(told, p.line())
+				p.say("221 bye\r\n")
+				told = append(told, p.line())
+			})
+			end, _, info := session.Check(t.Context(), config(n), time.Time{}, true)
+			stop()
+			if end == nil || end.Reply.Code != code || info.Code != code || strings.Join(told, "|") != want {
+				t.Errorf("%+v, %+v: told %q", end, info, told)
+			}
 		})
-		end, _, info := session.Check(t.Context(), config(n), time.Time{}, true)
-		stop()
-		if end == nil || end.Reply.Code != 554 || info.Code != 554 || strings.Join(told, "|") != "QUIT|" {
-			t.Errorf("%+v, %+v: told %q", end, info, told)
-		}
-	})
+	}
 }
 
 // Without auth nobody logs in, and no token is asked for; but AUTH must be offered as a send needs it.

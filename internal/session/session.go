@@ -107,6 +107,7 @@ type Conn struct {
 	rbuf      *[4096]byte  // lent to rd while a transaction is under way, or somebody rides
 	rider     *Transaction // its envelope was sent behind the last body, and its replies were not read
 	uses      int
+	kept      bool // it was idle before its first use
 	secured   bool
 	verified  bool // under TLS with a certificate that was checked
 	noLogin   bool // a check that doesn't log in
@@ -144,6 +145,9 @@ func (c *Conn) Uses() int { return c.uses }
 
 // Extensions are what the relay offered last.
 func (c *Conn) Extensions() *Extensions { return &c.ext }
+
+// Keep says that the connection, which no transaction was made on yet, is going to be idle: what breaks later is a stale connection, as after a use.
+func (c *Conn) Keep() { c.kept = true }
 
 // Discard makes the connection one that must not be used again.
 func (c *Conn) Discard() { c.broken = true }

@@ -79,7 +79,7 @@ var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); retu
 //
 // Where somebody rides when it returns (see Rider), the connection must be handed to a Transact of that very transaction, or closed.
 func (c *Conn) Transact(ctx context.Context, tx *Transaction, res *Result) {
-	*res = Result{Rcpts: resize(res.Rcpts, len(tx.To)), Reused: c.uses > 0}
+	*res = Result{Rcpts: resize(res.Rcpts, len(tx.To)), Reused: c.uses > 0 || c.kept}
 	t := transaction{c: c, tx: tx, res: res, riding: c.rider != nil}
 	if t.riding && c.rider != tx {
 		c.broken = true

@@ -1,0 +1,242 @@
+package smtplb
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// This file tells what would become of a message, without sending it. It asks what a send asks, in the same way: choose.
+
+// Plan is what Explain found. It holds neither recipients nor credentials.
+type Plan struct {
+	Time       time.Time
+	Tier       int            // of the candidates
+	Candidates []PlanRelay    // one of them is tried first; the likeliest comes first
+	Skipped    []SkippedRelay // the others
+	Waits      bool           // all candidates are full: the send waits for the first free connection of any of them
+	Hopeless   bool           // there is no candidate because no relay offers what the message needs: it would fail
+	NextChance time.Time      // where there is no candidate: when a relay may be tried again; zero where that is not known
+	RetryAfter time.Duration  // what Deliver's error would say then
+}
+
+// PlanRelay is a relay that a message may be handed to now.
+type PlanRelay struct {
+	Name            string
+	Tier            int
+	Weight          int
+	EffectiveWeight float64 // what the balancer goes by now
+	Share           float64 // of such messages that this relay is tried first for, by weight: 0 to 1. What else the balancer goes by, such as load or a key, is not in it
+	InFlight        int     // connections in use by sends
+	Limit           int     // of connections; 0: none
+	Idle            int     // connections that are open and can be used at once
+	Note            string  // why it is a candidate although something speaks against it, or before others
+}
+
+// SkippedRelay is a relay that a message would not be handed to now.
+type SkippedRelay struct {
+	Name     string // of a relay, or of a Config.Relays entry by which DNS names none
+	Tier     int
+	Why      string
+	Until    time.Time // when that ends, at the latest; zero where that is not known
+	Failover bool      // it may be tried after the candidates
+}
+
+// Explain is a dry run of Deliver: which relays may take e now, who would be tried first, who is skipped and why, and when the next chance comes. It connects to nothing, reads no body, counts
+// nothing and uses up nobody's turn; what a message's text needs of a relay (8BITMIME, SMTPUTF8 for its header, SIZE) is therefore not in it, but what the addresses need is. As things
+// move on, a Plan is true at its Time only.
+//
+// The error is an *EnvelopeError where e's addresses are at fault, ErrClosed after Close or Shutdown, or that of ctx.
+func (p *Pool) Explain(ctx context.Context, e *Envelope) (Plan, error) {
+	if p == nil || p.conns == nil {
+		return Plan{}, errNotMade
+	}
+	if e == nil {
+		return Plan{}, &EnvelopeError{Reason: "the envelope is nil"}
+	}
+	if ctx.Err() != nil {
+		return Plan{}, contextError(ctx)
+	}
+	if p.gate.isShut() {
+		return Plan{}, ErrClosed
+	}
+	d := newDelivery(p, e)
+	defer d.free()
+	if err := d.checkAddresses(); err != nil {
+		return Plan{}, err
+	}
+	return d.plan(time.Now()), nil
+}
+
+// plan tells how d would be sent. Its body was not read.
+func (d *delivery) plan(now time.Time) Plan {
+	plan := Plan{Time: now}
+	chosen := d.choose()
+	full := func(r *relay) bool { return d.skip.Has(r.index - chosen.first) }
+	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.member) }
+	if chosen != nil {
+		plan.Tier = chosen.number
+		plan.Waits = true
+		for _, r := range chosen.relays {
+			plan.Waits = plan.Waits && (!named(r) || full(r))
+		}
+	}
+	sum := 0.0
+	for _, r := range d.fleet.relays {
+		if !named(r) || full(r) && !plan.Waits {
+			continue
+		}
+		c := d.pool.conns.Stats(r.lane)
+		x := PlanRelay{
+			Name: r.name, Tier: chosen.number, Weight: r.weight, EffectiveWeight: chosen.picks.Load().weights[r.index-chosen.first],
+			InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle,
+		}
+		if x.Note, _ = d.speaksAgainst(r); r.name == d.prefer {
+			x.Note = strings.TrimSuffix("the envelope prefers it; "+x.Note, "; ")
+		}
+		sum += x.EffectiveWeight
+		plan.Candidates = append(plan.Candidates, x)
+	}
+	for i := range plan.Candidates {
+		if x := &plan.Candidates[i]; sum > 0 {
+			x.Share = x.EffectiveWeight / sum
+		} else {
+			x.Share = 1 / float64(len(plan.Candidates))
+		}
+	}
+	slices.SortStableFunc(plan.Candidates, func(a, b PlanRelay) int { return cmp.Compare(b.Share, a.Share) })
+	for _, t := range d.fleet.tiers {
+		for _, r := range t.relays {
+			switch {
+			case !named(r):
+				x := d.skipped(r, chosen)
+				x.Tier = t.number
+				plan.Skipped = append(plan.Skipped, x)
+			case full(r) && !plan.Waits:
+				plan.Skipped = append(plan.Skipped, SkippedRelay{
+					Name: r.name, Tier: t.number, Failover: true,
+					Why: fmt.Sprintf("full: %d of %d connections are in use", r.InFlight(), r.Limit()),
+				})
+			}
+		}
+	}
+	for _, s := range d.fleet.sources {
+		if text, next := s.trouble(); text != "" {
+			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: s.tier, Why: strings.TrimPrefix(text, s.name+": "), Until: next})
+		}
+	}
+	if chosen != nil {
+		return plan
+	}
+	if err := d.nobody(); err == nil {
+		plan.Hopeless = true
+		return plan
+	}
+	plan.RetryAfter = d.retryAfter
+	for _, x := range plan.Skipped {
+		if !x.Until.IsZero() && (plan.NextChance.IsZero() || x.Until.Before(plan.NextChance)) {
+			plan.NextChance = x.Until
+		}
+	}
+	return plan
+}
+
+// skipped tells why r is not among the candidates, which are of the chosen tier; nil where there are none.
+func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
+	x := SkippedRelay{Name: r.name}
+	if lacks := r.lacks(d); lacks != nil {
+		x.Why = "what it last offered isn't enough: " + lacks.Error()
+		if o := r.offers.Load(); o != nil {
+			x.Until = o.at.Add(offerAge) // then it is asked again
+		}
+		return x
+	}
+	if x.Why = r.trouble(); x.Why != "" {
+		x.Why = strings.TrimPrefix(strings.TrimPrefix(x.Why, r.name+" "), "is ")
+		x.Until = r.retryAt()
+		return x
+	}
+	x.Failover = true
+	if x.Why, x.Until = d.speaksAgainst(r); x.Why != "" {
+		x.Why += ": it is used only where nothing else is left"
+		return x
+	}
+	if p := d.fleet.byName[d.prefer]; chosen != nil && p != nil && d.lanes.Has(p.member) {
+		x.Why = "the envelope prefers " + p.name
+		return x
+	}
+	if chosen == nil { // its breaker let mail through a moment after choose had asked
+		x.Why = "was not ready"
+		return x
+	}
+	x.Why = fmt.Sprintf("tier %d can take it", chosen.number)
+	if d.fleet.tierOf(r).number == chosen.number {
+		x.Why = "a server to which DNS gives priority can take it"
+	}
+	return x
+}
+
+// speaksAgainst tells what makes r the last resort for d.
+func (d *delivery) speaksAgainst(r *relay) (why string, until time.Time) {
+	if r.cooling() {
+		until = time.Unix(0, r.cooledUntil.Load())
+		return "asked for less mail, left alone until " + until.Format(time.TimeOnly), until
+	}
+	if until, ok := r.apart.endOf(d.msg.fromDomain); ok {
+		return "refused this sender's domain, left alone for it until " + until.Format(time.TimeOnly), until
+	}
+	return "", time.Time{}
+}
+
+// isShut reports whether no more sends are admitted.
+func (g *gate) isShut() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
+}
+
+// String tells the plan in lines for people.
+func (p Plan) String() string {
+	var b strings.Builder
+	switch {
+	case p.Hopeless:
+		b.WriteString("no relay can take it:\n")
+	case len(p.Candidates) == 0 && p.NextChance.IsZero():
+		b.WriteString("no relay can take it now:\n")
+	case len(p.Candidates) == 0:
+		fmt.Fprintf(&b, "no relay can take it before %s:\n", p.NextChance.Format(time.TimeOnly))
+	case p.Waits:
+		fmt.Fprintf(&b, "waits for the first free connection, tier %d:\n", p.Tier)
+	default:
+		fmt.Fprintf(&b, "goes out now, tier %d:\n", p.Tier)
+	}
+	for _, x := range p.Candidates {
+		fmt.Fprintf(&b, "  %s: %.3g %%, weight %.3g", x.Name, 100*x.Share, x.EffectiveWeight)
+		if x.EffectiveWeight != float64(x.Weight) {
+			fmt.Fprintf(&b, " (configured: %d)", x.Weight)
+		}
+		fmt.Fprintf(&b, ", %d", x.InFlight)
+		if x.Limit > 0 {
+			fmt.Fprintf(&b, " of %d", x.Limit)
+		}
+		fmt.Fprintf(&b, " connections in use, %d idle", x.Idle)
+		if x.Note != "" {
+			b.WriteString("; " + x.Note)
+		}
+		b.WriteString("\n")
+	}
+	if len(p.Candidates) > 0 && len(p.Skipped) > 0 {
+		b.WriteString("not now:\n")
+	}
+	for _, x := range p.Skipped {
+		fmt.Fprintf(&b, "  %s: %s", x.Name, x.Why)
+		if x.Failover {
+			b.WriteString(" (can be tried afterwards)")
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
