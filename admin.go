@@ -81,7 +81,7 @@ func (r *standing) setAdmin(s AdminState) {
 		c := &r.checks
 		c.era++
 		c.fails, c.passes, c.due = 0, 0, time.Time{}
-		r.down.Store(false)
+		r.gated.Store(false)
 	}
 	r.mu.Unlock()
 	if s != was {
@@ -106,6 +106,7 @@ func (p *Pool) Ping(ctx context.Context) error {
 	next := make(chan *relay, len(f.relays))
 	for _, r := range f.relays {
 		if !r.is(AdminMaintenance) {
+			errs[r.configured] = errPingEnded // unless we get to know better
 			next <- r
 		}
 	}
@@ -116,7 +117,6 @@ func (p *Pool) Ping(ctx context.Context) error {
 		if !p.gate.spawn(p.ctx, func() {
 			defer working.Done()
 			for r := range next {
-				errs[r.configured] = errPingEnded // unless we get to know better
 				errs[r.configured] = p.ping(ctx, f, r)
 			}
 		}) {

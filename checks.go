@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -52,7 +53,7 @@ type Health struct {
 	// Shallow checks end with the answer to EHLO, and don't try STARTTLS.
 	Shallow bool
 	// Check takes the place of the pool's own check, whose result it may use: r.Standard. nil is well. It must end with its context, and needs no
-	// timeout of its own. A panic in it is not recovered from.
+	// timeout of its own. Where it panics, or a Dial or Auth function does in a check, the Logger is told, and the check says nothing.
 	Check func(ctx context.Context, r CheckRequest) error
 
 	_ struct{}
@@ -269,7 +270,7 @@ func (r *standing) checkIsDue(h *Health, now time.Time) bool {
 	if now.Before(c.due) {
 		return false
 	}
-	if said := time.Unix(0, r.answered.Load()); !r.down.Load() && now.Sub(said) < h.Interval {
+	if said := time.Unix(0, r.answered.Load()); !r.gated.Load() && now.Sub(said) < h.Interval {
 		c.fails, c.login = 0, false
 		c.due = said.Add(scattered(h.Interval))
 		return false
@@ -307,7 +308,7 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 		r.mu.Unlock()
 		return
 	}
-	down := r.down.Load()
+	down := r.gated.Load()
 	switch {
 	case found.void || found.throttle:
 	case found.err == nil:
@@ -338,9 +339,9 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 		wait = h.Fast
 	}
 	c.due = now.Add(scattered(max(wait, 0)))
-	if down != r.down.Load() {
+	if down != r.gated.Load() {
 		c.fails, c.passes = 0, 0
-		r.down.Store(down)
+		r.gated.Store(down)
 	}
 	r.mu.Unlock()
 
@@ -375,8 +376,8 @@ func (r *standing) forgetChecks(fresh bool) {
 		r.answered.Store(0)
 		r.proven.Store(false)
 	}
-	if r.down.Load() {
-		r.down.Store(false)
+	if r.gated.Load() {
+		r.gated.Store(false)
 		r.proven.Store(false)
 	}
 	r.mu.Unlock()
@@ -393,14 +394,26 @@ func (r *standing) lastChecked() lastCheck {
 // rest is for when the clock stops: nobody asks any more, so nothing that was said by then may keep mail from a relay.
 func (p *Pool) rest() {
 	for _, r := range p.fleet.Load().relays {
-		if r.down.Load() {
+		if r.gated.Load() {
 			r.forgetChecks(false)
 		}
 	}
 }
 
-// check asks r how it is. It holds a slot of the relay's connections meanwhile; without a free one there is nothing to find out: messages tell.
+// check asks r how it is. A panic of the caller's functions, which in a send would be the sender's, ends here: nobody else could catch it.
 func (p *Pool) check(ctx context.Context, r *relay, h *Health, login bool) (found finding) {
+	defer func() {
+		if x := recover(); x != nil {
+			found = finding{void: true}
+			found.err = fmt.Errorf("%s: check: panic: %v", r.name, x)
+			p.log(ctx, slog.LevelError, "a check panicked", slog.String("relay", r.name), slog.String("panic", fmt.Sprint(x)))
+		}
+	}()
+	return p.checkWith(ctx, r, h, login)
+}
+
+// checkWith is check. It holds a slot of the relay's connections meanwhile; without a free one there is nothing to find out: messages tell.
+func (p *Pool) checkWith(ctx context.Context, r *relay, h *Health, login bool) (found finding) {
 	begun := time.Now()
 	limit := time.Time{}
 	limited := ctx

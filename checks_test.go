@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -181,8 +182,10 @@ func TestChecksAskIdleConnections(t *testing.T) {
 func TestChecksStayWithinMax(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 2, func(c *smtplb.Config) {
-			c.Relays[0].Conns.Max = 1
-			c.Relays[1].Conns.Max = 1
+			for i := range c.Relays {
+				c.Relays[i].Conns.Max = 1
+				c.Relays[i].NoRiding = true // a connection that a rider has left is closed without a QUIT, and the relay hears of that a moment later
+			}
 			c.Health = smtplb.Health{Interval: time.Second, Fast: time.Second}
 		})
 		defer h.close()
@@ -292,6 +295,36 @@ func TestOwnCheck(t *testing.T) {
 		}
 		if got := j.states("r1"); got != "down, slow start, up" {
 			t.Errorf("it was %s", got)
+		}
+	})
+}
+
+// A check that panics, or ends its goroutine, says nothing, and takes nothing along.
+func TestChecksThatPanic(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := 0
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			spare(c)
+			c.Health.Check = func(ctx context.Context, r smtplb.CheckRequest) error {
+				if n++; r.Login && n > 4 || n%3 == 0 {
+					runtime.Goexit()
+				}
+				if n%3 == 1 {
+					panic("check")
+				}
+				return r.Standard(ctx)
+			}
+		})
+		defer h.close()
+		h.use(20 * time.Second)
+		for h.pool.Ping(t.Context()) == nil {
+		}
+		h.use(2 * time.Minute)
+		if s := h.pool.Stats().Relays[1]; n < 8 || s.State == "down" || s.InFlight != 0 {
+			t.Errorf("%d checks, %+v", n, s)
+		}
+		if err := h.pool.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "did not return") {
+			t.Errorf("%v", err)
 		}
 	})
 }

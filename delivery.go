@@ -342,7 +342,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
 	for _, r := range d.fleet.relays {
-		at := r.breaker.RetryAt()
+		at := r.retryAt()
 		if at.IsZero() {
 			return 0
 		}

@@ -39,7 +39,7 @@ func (t *tier) compare(now time.Time, demotes bool) {
 	n := len(t.relays)
 	weights, took, dialled, samples := make([]float64, n), make([]float64, n), make([]float64, n), make([]uint64, n)
 	for i, r := range t.relays {
-		if r.whole() {
+		if r.well() {
 			weights[i] = float64(r.weight)
 		}
 		took[i], dialled[i], samples[i] = float64(r.envelope.Value()), float64(r.latency.Value()), r.envelope.Samples()

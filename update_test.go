@@ -295,7 +295,7 @@ func TestUpdateCredentials(t *testing.T) {
 	}
 	h.takes("r0")
 	h.takes("r0")
-	if s := h.pool.Stats().Relays[0]; s.State != "closed" || s.Trips != 1 {
+	if s := h.pool.Stats().Relays[0]; s.Breaker != "closed" || s.Trips != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -336,7 +336,7 @@ func TestUpdateWhileDialling(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-done
-		if x := h.pool.Stats().Relays[0]; x.State != "closed" || x.Trips != 0 || x.Attempts != 2 {
+		if x := h.pool.Stats().Relays[0]; x.Breaker != "closed" || x.Trips != 0 || x.Attempts != 2 {
 			t.Errorf("%+v", x)
 		}
 	})

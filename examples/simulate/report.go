@@ -130,7 +130,7 @@ func newReport(o *options, record *record, f *fleet, stats smtplb.Stats) *report
 			g.least, g.most = share, share
 		}
 		g.least, g.most = min(g.least, share), max(g.most, share)
-		if s.State != "closed" {
+		if s.Breaker != "closed" {
 			g.openBreakers++
 		}
 		for _, t := range o.troubles {
