@@ -212,11 +212,11 @@ func ones(n int) []int { return slices.Repeat([]int{1}, n) }
 func TestScenarioA(t *testing.T) {
 	t.Parallel()
 	c := scenario{weights: ones(11), conns: 250, rate: 1000, duration: time.Minute, attempts: 1}
-	if !*fullScenarios {
+	switch {
+	case raceEnabled:
+		c.rate, c.duration = c.rate/8, c.duration/4
+	case !*fullScenarios:
 		c.rate /= 4
-	}
-	if raceEnabled {
-		c.duration /= 4
 	}
 	c.service = func(relay int, now time.Duration, dice *rand.Rand) (envelope, final time.Duration) {
 		if relay == 4 && now >= c.duration/4 && now < c.duration*3/4 {
@@ -242,7 +242,7 @@ func TestScenarioA(t *testing.T) {
 			}
 			tolerance := 0.15
 			if raceEnabled { // a quarter of the time: the messages that find out weigh four times as much
-				tolerance = 0.6
+				tolerance = 1
 			}
 			if m := good.mean(); m < low-tolerance || m > high+tolerance {
 				t.Errorf("%v %% succeed within a second; want %v to %v", good, low, high)
@@ -259,7 +259,7 @@ func TestScenarioB(t *testing.T) {
 	t.Parallel()
 	c := scenario{weights: ones(4), conns: 20, rate: 100, duration: 2 * time.Minute, attempts: 1}
 	if raceEnabled {
-		c.duration /= 4
+		c.rate, c.duration = c.rate/4, c.duration/4
 	}
 	c.service = func(relay int, now time.Duration, dice *rand.Rand) (envelope, final time.Duration) {
 		d := lognormal(dice)
@@ -268,7 +268,7 @@ func TestScenarioB(t *testing.T) {
 		}
 		return d / 2, d / 2
 	}
-	p99, p991 := map[string]float64{}, map[string]float64{}
+	p99, p991, slowly := map[string]float64{}, map[string]float64{}, map[string]float64{}
 	for _, b := range scenarioBalancers {
 		var s99, s991, slow spread
 		c.over(t, b.balancer, func(s *sends) {
@@ -276,14 +276,14 @@ func TestScenarioB(t *testing.T) {
 			s991 = append(s991, s.percentile(99.1).Seconds())
 			slow = append(slow, 100-s.within(10*time.Second-1))
 		})
-		p99[b.name], p991[b.name] = s99.mean(), s991.mean()
+		p99[b.name], p991[b.name], slowly[b.name] = s99.mean(), s991.mean(), slow.mean()
 		t.Logf("%s: p99.1 %v s, p99 %v s, %v %% take 10 s (4 relays × %d connections bound late, %.0f/s for %v, failover off)", b.name, s991, s99, slow, c.conns, c.rate, c.duration)
 	}
 	least := p99["LeastInFlight"]
-	if raceEnabled { // a quarter of the time: the messages that find out weigh four times as much
-		if least > 2 {
-			t.Errorf("p99 of LeastInFlight is %.2f s", least)
-		}
+	if slowly["LeastInFlight"] > 0.8*slowly["RoundRobin"] {
+		t.Errorf("%.2f %% are slow with LeastInFlight, %.2f with RoundRobin", slowly["LeastInFlight"], slowly["RoundRobin"])
+	}
+	if raceEnabled { // 750 messages have no p99
 		return
 	}
 	if least > 1.5 || p991["LeastInFlight"] > p991["RoundRobin"]/5 {
@@ -314,10 +314,11 @@ func TestScenarioC(t *testing.T) {
 	if !*fullScenarios {
 		c.rate = 50
 	}
+	balancers := scenarioBalancers
 	if raceEnabled {
-		c.rate = 25
+		c.rate, balancers = 10, balancers[2:]
 	}
-	for _, b := range scenarioBalancers {
+	for _, b := range balancers {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			var breaker, failover, away, neither spread
@@ -361,7 +362,7 @@ func TestScenarioD(t *testing.T) {
 	case *fullScenarios:
 		messages = 9000
 	case raceEnabled:
-		messages = 500
+		messages = 300
 	}
 	for _, b := range scenarioBalancers {
 		t.Run(b.name, func(t *testing.T) {
@@ -388,7 +389,7 @@ func TestScenarioD(t *testing.T) {
 				case b.name == "LeastInFlight":
 					tolerance = 4
 				}
-				if raceEnabled { // 500 messages say little
+				if raceEnabled { // 300 messages say little
 					tolerance *= 3
 				}
 				for i, w := range want {

@@ -187,8 +187,11 @@ func parseTrouble(kind, s string) (t trouble, err error) {
 			err = errors.New("it ends before it begins")
 		}
 	}
-	if err != nil || t.from < 0 {
-		return t, fmt.Errorf("%q has no @FROM-TILL (30s-90s, or 1m- to the end): %v", s, err)
+	if err == nil && t.from < 0 {
+		err = errors.New("it begins before the start")
+	}
+	if err != nil {
+		return t, fmt.Errorf("%q has no @FROM-TILL (30s-90s, or 1m- to the end): %w", s, err)
 	}
 	switch kind {
 	case "slow":

@@ -90,9 +90,7 @@ func TestTruth(t *testing.T) {
 	}
 	record := newRecord(o)
 	record.ended = record.began.Add(time.Second)
-	for n, outcome := range []smtplb.Outcome{smtplb.Accepted, smtplb.Accepted, smtplb.Accepted, smtplb.Deferred, smtplb.Unknown, smtplb.Failed} {
-		record.outcome[n] = outcome
-	}
+	copy(record.outcome, []smtplb.Outcome{smtplb.Accepted, smtplb.Accepted, smtplb.Accepted, smtplb.Deferred, smtplb.Unknown, smtplb.Failed})
 	for _, n := range []int{0, 1, 1, 3, 4} { // 1 twice, 2 and 5 not at all
 		record.stored(n, 0)
 	}
@@ -122,6 +120,7 @@ func TestFlags(t *testing.T) {
 		{"-fail 3-2@1s-", "does not begin with a relay"},
 		{"-fail 1=2@1s-", "-fail takes RELAYS@FROM-TILL"},
 		{"-down 1@2s-1s", "ends before it begins"},
+		{"-down 1@-1s-", "no @FROM-TILL"},
 		{"-slow 1@1s-", "no =MEDIAN"},
 		{"-flap 1=2s@1s-", "no =UP/DOWN"},
 		{"-size 5000000", "-size must be"},
