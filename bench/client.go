@@ -65,6 +65,7 @@ var entries = []entry{
 	{identity{"smtplb", "d"}, func(w *work) bool { return plain(w) && w.conns == 1 && w.rtt == 0 }, openSmtplbD},
 	{identity{"bound-b", "b"}, plain, openBoundB},
 	{identity{"bound-c", "c"}, func(w *work) bool { return plain(w) && !w.noPipelining }, openBoundC},
+	{identity{"bound-c-contract", "c"}, func(w *work) bool { return plain(w) && !w.noPipelining }, openBoundContract},
 }
 
 // choose returns the entries that the comma-separated list names by client, or by client:mode, in their order, the base first.

@@ -3,7 +3,7 @@
 //
 // The clients are net/smtp (a connection for each message, and kept), go-mail (DialAndSend, kept, kept without NOOP and RSET), the pools of jordan-wright/email ("email") and
 // smtppool, go-smtp's client, nodemailer's pool in a process of node, smtplb three ways (b: no message rides behind another; c: more callers than connections; DeliverAll),
-// and two bounds: loops that write prepared bytes and read replies, which is what the protocol allows.
+// and bounds: loops that write prepared bytes and read replies, which is what the protocol allows, and one of them with what any client owes its callers.
 //
 // The sink runs in a process of its own, counts what it is given, and forgets it. A turn after which the client and the sink don't agree on the number of
 // messages and recipients is an error of the run.

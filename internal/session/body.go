@@ -127,12 +127,12 @@ func (t *transaction) allButLast(s *source, most int64) *End {
 // beforeLast sees to what must be true before the write is begun that carries the commit point.
 func (t *transaction) beforeLast() *End {
 	c := t.c
-	talks := c.talks()
-	if end := t.early(talks); end != nil {
+	t.talks = c.talks() && (t.begun || !c.drained)
+	if end := t.early(t.talks); end != nil {
 		return end
 	}
 	c.enter(reply.StageBody, c.cfg.Timeouts.Body)
-	if !talks || !c.start.Before(c.end()) { // else there may be nothing to wait for
+	if !t.talks || !c.start.Before(c.end()) { // else there may be nothing to wait for
 		c.arm()
 	}
 	if t.res.Timings.Envelope == 0 {
@@ -176,7 +176,7 @@ func (t *transaction) writeLast(b []byte, point, whole int) *End {
 	if !c.exact {
 		c.commit()
 	}
-	if c.talks() {
+	if t.talks {
 		var end *End
 		if n, end = t.talk(b, point); end != nil || n == len(b) {
 			return end
@@ -212,7 +212,8 @@ func (t *transaction) talk(b []byte, point int) (int, *End) {
 	return n, nil
 }
 
-// talks reports whether the last write goes by talk: on bare sockets only, as what Write does elsewhere is not known.
+// talks reports whether the last write may go by talk: on bare sockets only, as what Write does elsewhere is not known. Where a look isn't due, talk gains nothing, and an
+// answer that is there when Write returns is read sooner without it.
 func (c *Conn) talks() bool { return c.bare && !c.secured && c.prober.peek.ready() }
 
 // sent is called by talk, when n bytes of as many as length were written, before it waits. It reports whether there is something to wait for.

@@ -169,6 +169,7 @@ type transaction struct {
 	buf    []byte
 	taken  int       // recipients that got a 2xx
 	begun  bool      // writing the body has begun
+	talks  bool      // its end goes by talk
 	clock  time.Time // when the part that is measured began
 	end    End       // of the most frequent kind, which needs no memory of its own
 }
