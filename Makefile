@@ -5,7 +5,7 @@ FUZZTIME ?= 30s
 LINT      = GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help test race lint vet fuzz fuzz-list cover quickstart bench e2e ci
+.PHONY: help test race lint vet fuzz fuzz-list cover quickstart simulate scenarios bench e2e ci
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -55,6 +55,12 @@ cover: ## coverage by function in cover.out, its total here
 
 quickstart: ## run the first example
 	$(GO) run ./examples/quickstart
+
+simulate: ## a fleet of 100 relays in fake time, 1,000,000 messages: about a minute
+	$(GO) run ./examples/simulate -relays 100 -messages 1000000
+
+scenarios: ## grey-slow and failing relays and shares by weight in fake time, at full load, with their figures
+	$(GO) test -count=1 -run '^TestScenario' -timeout 20m -v . -scenario.full
 
 bench: ## peers side by side, ten minutes: writes bench/RESULTS.md
 	cd bench && $(GO) run . -markdown >RESULTS.md.new && mv RESULTS.md.new RESULTS.md || { rm -f RESULTS.md.new; exit 1; }

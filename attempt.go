@@ -75,12 +75,13 @@ func (a *attempt) end(ctx context.Context) {
 	}
 	a.permit.Done(a.outcome)
 	a.release()
-	if a.outcome == breaker.Success && !r.outdated() {
-		r.answers(time.Now())
-	}
 
-	a.record.Duration = time.Since(a.record.Start)
-	r.learnLatency(&a.record, &a.last, a.rides(), a.record.Start.UnixNano()+int64(a.record.Duration))
+	now := time.Now()
+	a.record.Duration = now.Sub(a.record.Start)
+	if a.outcome == breaker.Success {
+		r.answers(now)
+	}
+	r.learnLatency(&a.record, &a.last, a.rides(), now.UnixNano())
 	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {

@@ -11,10 +11,10 @@ import (
 
 // ownBalancer is one of them.
 type ownBalancer struct {
-	name    string
-	picker  func(relays []RelayView) Picker
-	fault   string // in its options
-	demotes bool   // relays that are far slower than most have less weight
+	name   string
+	picker func(relays []RelayView) Picker
+	fault  string // in its options
+	slows  bool   // relays that are far slower than the others get less of their weight
 }
 
 func (b *ownBalancer) NewPicker(relays []RelayView) Picker { return b.picker(relays) }
@@ -42,7 +42,7 @@ func (p turnPicker) Pick(info PickInfo) int { return p.p.Pick(info.Attempt <= 1,
 //
 // A relay that fails fast never has anything in flight; that it attracts no traffic is the circuit breaker's doing, and failover's.
 func Adaptive() Balancer {
-	return &ownBalancer{name: "Adaptive", demotes: true, picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "Adaptive", slows: true, picker: func(relays []RelayView) Picker {
 		return turnPicker{balance.NewAdaptive(weights(relays), loads(relays))}
 	}}
 }

@@ -13,7 +13,7 @@ import (
 var (
 	// ErrClosed: the pool is shut down or closed.
 	ErrClosed = errors.New("smtplb: pool is closed")
-	// ErrNoRelay: no relay that may take the message is available now.
+	// ErrNoRelay: no relay that may take the message is available now: all are down, busy for longer than Config.MaxWait, or not worth a further attempt (Retry.Budget).
 	ErrNoRelay = errors.New("smtplb: no relay available")
 	// ErrThrottled: the relays that may take the message want less mail now.
 	ErrThrottled = errors.New("smtplb: throttled")

@@ -310,3 +310,49 @@ func ExampleDSN() {
 	// Output:
 	// [RET=HDRS ENVID=invoice-17] [NOTIFY=SUCCESS,FAILURE] <nil>
 }
+
+// Who would get a message, and who would not, without sending it.
+func ExamplePool_Explain() {
+	pool, err := smtplb.New(smtplb.Config{
+		Relays: []smtplb.Relay{
+			{Name: "provider-a", Addr: "smtp.a.example:587", Weight: 3},
+			{Name: "provider-b", Addr: "smtp.b.example:587"},
+			{Name: "last-resort", Addr: "localhost:25", Tier: 1},
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	plan, err := pool.Explain(context.Background(), &smtplb.Envelope{From: "shop@example.com", To: []string{"customer@example.org"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Print(plan)
+	// Output:
+	// goes out now, tier 0:
+	//   provider-a: 75 %, weight 3, 0 of 10 connections in use, 0 idle
+	//   provider-b: 25 %, weight 1, 0 of 10 connections in use, 0 idle
+	// not now:
+	//   last-resort: tier 0 can take it (can be tried afterwards)
+}
+
+// Another configuration while mail is being sent: one relay goes, another comes, and no send fails because of it.
+func ExamplePool_Update() {
+	old, fresh := smtptest.NewServer(), smtptest.NewServer()
+	defer old.Close()
+	defer fresh.Close()
+	pool := newPool(old)
+	defer pool.Close()
+
+	err := pool.Update(smtplb.Config{Relays: []smtplb.Relay{{Name: "fresh", Addr: fresh.Addr}}})
+	if err != nil {
+		log.Fatal(err) // nothing has changed
+	}
+	for _, e := range pool.Stats().Events {
+		fmt.Println(e.Relay, e.State)
+	}
+	// Output:
+	// relay-1 removed
+	// fresh added
+}

@@ -29,6 +29,7 @@ type PlanRelay struct {
 	Tier            int
 	Weight          int
 	EffectiveWeight float64 // what the balancer goes by now
+	Slow            float64 // see RelayStats.Slow
 	Share           float64 // of such messages that this relay is tried first for, by weight: 0 to 1. What else the balancer goes by, such as load or a key, is not in it
 	InFlight        int     // connections in use by sends
 	Limit           int     // of connections; 0: none
@@ -91,7 +92,7 @@ func (d *delivery) plan(now time.Time) Plan {
 		}
 		c := d.pool.conns.Stats(r.lane)
 		x := PlanRelay{
-			Name: r.name, Tier: chosen.number, Weight: r.weight, EffectiveWeight: chosen.picks.Load().weights[r.index-chosen.first],
+			Name: r.name, Tier: chosen.number, Weight: r.weight, Slow: r.slow(), EffectiveWeight: chosen.picks.Load().weights[r.index-chosen.first],
 			InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle,
 		}
 		if x.Note, _ = d.speaksAgainst(r); r.name == d.prefer {
@@ -125,7 +126,7 @@ func (d *delivery) plan(now time.Time) Plan {
 	}
 	for _, s := range d.fleet.sources {
 		if text, next := s.trouble(); text != "" {
-			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: s.tier, Why: strings.TrimPrefix(text, s.name+": "), Until: next})
+			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: d.fleet.config.tierOf(s.name), Why: strings.TrimPrefix(text, s.name+": "), Until: next})
 		}
 	}
 	if chosen != nil {
@@ -155,7 +156,7 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	if x.Why = r.trouble(); x.Why != "" {
-		x.Why = strings.TrimPrefix(strings.TrimPrefix(x.Why, r.name+" "), "is ")
+		x.Why = strings.TrimPrefix(x.Why, r.name+" is ")
 		x.Until = r.retryAt()
 		return x
 	}
@@ -191,6 +192,16 @@ func (d *delivery) speaksAgainst(r *relay) (why string, until time.Time) {
 	return "", time.Time{}
 }
 
+// tierOf returns the tier of the entry of that name.
+func (c *Config) tierOf(name string) int {
+	for i := range c.Relays {
+		if r := &c.Relays[i]; r.name() == name {
+			return r.Tier
+		}
+	}
+	return 0
+}
+
 // isShut reports whether no more sends are admitted.
 func (g *gate) isShut() bool {
 	g.mu.Lock()
@@ -216,7 +227,11 @@ func (p Plan) String() string {
 	for _, x := range p.Candidates {
 		fmt.Fprintf(&b, "  %s: %.3g %%, weight %.3g", x.Name, 100*x.Share, x.EffectiveWeight)
 		if x.EffectiveWeight != float64(x.Weight) {
-			fmt.Fprintf(&b, " (configured: %d)", x.Weight)
+			fmt.Fprintf(&b, " (configured: %d", x.Weight)
+			if x.Slow > 0 {
+				fmt.Fprintf(&b, "; slow %.0f×", x.Slow)
+			}
+			b.WriteByte(')')
 		}
 		fmt.Fprintf(&b, ", %d", x.InFlight)
 		if x.Limit > 0 {

@@ -95,6 +95,7 @@ func TestExplain(t *testing.T) {
 func TestExplainSkipped(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 3, func(c *smtplb.Config) {
+			c.Health.Interval = -1
 			c.Relays[2].Tier = 1
 			for i := range c.Relays {
 				c.Relays[i].Breaker.Consecutive = 1

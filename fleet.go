@@ -2,12 +2,11 @@ package smtplb
 
 import (
 	"cmp"
-	"github.com/smtplb/smtplb/internal/balance"
-	"github.com/smtplb/smtplb/internal/connpool"
 	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
@@ -25,6 +24,7 @@ type fleet struct {
 	balancer Balancer
 	attempts int // for one message at the most
 	streams  streams
+	slows    bool // see ownBalancer
 	hedging  bool
 	maxWait  time.Duration // 0: no limit
 	spill    bool
@@ -135,6 +135,9 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 	}
 	if f.balancer == nil {
 		f.balancer = Adaptive()
+	}
+	if b, ok := f.balancer.(*ownBalancer); ok {
+		f.slows = b.slows
 	}
 	for i := range specs {
 		specs[i].place = i

@@ -225,6 +225,7 @@ func (r *standing) changed() {
 	if same || r.pool.ctx.Err() != nil { // after Close nobody is told any more
 		return
 	}
+	r.away.note(r)
 	r.pool.attend()
 	event := RelayEvent{Relay: r.name, State: is.state, Breaker: is.breaker.String(), Reason: r.why(is.state), RetryAt: r.retryAt(), Time: now}
 	level := slog.LevelInfo

@@ -343,7 +343,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 		if !any {
 			continue
 		}
-		r := t.pick(PickInfo{From: d.msg.from, Domain: d.firstDomain(), Skip: skip, Attempt: a.number + 1})
+		r := t.pick(d.info(skip, a.number+1))
 		if r == nil || r == a.relay || !d.may(r) {
 			continue
 		}

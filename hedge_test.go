@@ -97,6 +97,7 @@ func (o inOrder) Pick(info smtplb.PickInfo) int {
 func newRaces(t *testing.T, n int, change func(c *smtplb.Config)) (*house, *dialler) {
 	d := &dialler{ways: map[string]way{}, dials: map[string]int{}}
 	h := newHouse(t, n, func(c *smtplb.Config) {
+		c.Health.Interval = -1 // what is dialled is counted
 		c.Balancer = inOrder{}
 		c.Dial = d.dial
 		if change != nil {
@@ -249,7 +250,7 @@ func TestLosersAreCounted(t *testing.T) {
 			if i == 3 {
 				want = "open"
 			}
-			if s := h.pool.Stats().Relays[0]; s.State != want && i < 3 || i == 3 && s.Trips != 1 {
+			if s := h.pool.Stats().Relays[0]; s.Breaker != want && i < 3 || i == 3 && s.Trips != 1 {
 				t.Errorf("after message %d: %+v", i, s)
 			}
 		}
@@ -271,7 +272,7 @@ func TestHedgeGreyRelay(t *testing.T) {
 				defer h.close()
 				h.pool.Close()
 				d.net = h.net
-				c := smtplb.Config{Dial: d.dial}
+				c := smtplb.Config{Dial: d.dial, Health: smtplb.Health{Interval: -1}}
 				for i, s := range h.relays {
 					c.Relays = append(c.Relays, smtplb.Relay{Name: fmt.Sprint("r", i), Addr: fmt.Sprintf("r%d.test:25", i), TLSConfig: s.ClientTLS()})
 				}

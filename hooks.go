@@ -18,7 +18,8 @@ type Hooks struct {
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
 	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state, or that of its circuit breaker, has changed, and after relays were
-	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events.
+	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events. It must not call Update
+	// where Breaker.Off may be what it changes: that would wait for itself.
 	RelayState func(RelayEvent)
 
 	_ struct{}
@@ -37,8 +38,8 @@ type AttemptInfo struct {
 type RelayEvent struct {
 	Relay   string
 	State   string    // see RelayStats.State; or "added", "removed"; of a domain that stands for relays: "resolved", "unresolved"
-	Breaker string    // of the circuit breaker: "closed", "open" (nothing goes through), "half-open" (the next message is a probe), "probing"; "" where the event is not about the relay's health
-	Reason  string    // why: what the check or the breaker has against the relay, the Update or the domain that brought or took it
+	Breaker string    // of the circuit breaker: "closed", "open" (nothing goes through), "half-open" (the next message is a probe), "probing"; "" of a domain, and where a relay was added or removed
+	Reason  string    // why: the faults that opened the breaker, the check that failed, the Update or the domain that brought or took the relay
 	RetryAt time.Time // when an open breaker lets a probe through, or a relay that is down is checked again; zero otherwise
 	Time    time.Time
 }
@@ -78,7 +79,7 @@ func (p *Pool) tell(e RelayEvent, level slog.Level) {
 	}
 	p.events.add(e)
 	if p.logger != nil {
-		attrs := []slog.Attr{slog.String("relay", e.Relay), slog.String("state", e.State), slog.String("reason", e.Reason)}
+		attrs := []slog.Attr{slog.String("relay", e.Relay), slog.String("state", e.State), slog.String("breaker", e.Breaker), slog.String("reason", e.Reason)}
 		if !e.RetryAt.IsZero() {
 			attrs = append(attrs, slog.Time("retry_at", e.RetryAt))
 		}

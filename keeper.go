@@ -121,6 +121,7 @@ func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 	f := p.fleet.Load()
 	for _, t := range f.tiers {
 		t.alarm(p, f.health.Panic)
+		t.compare(now, f.slows)
 		for _, r := range t.relays {
 			if r.rises(now) {
 				busy = true

@@ -58,10 +58,11 @@ type standing struct {
 	slow          atomic.Pointer[slowness] // nil: not at all; written by tier.demote
 	counts        relayCounts
 	latencies     atomic.Pointer[latencies]
-	downtime      downtime
-	connects      connects
-	hops          atomic.Uint64 // attempts elsewhere that one here led to
-	outrun        atomic.Uint64 // attempts that another relay took over because it was connected first
+	away          downtime
+	slowness
+	connects connects
+	hops     atomic.Uint64 // attempts elsewhere that one here led to
+	outrun   atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
 func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing {
@@ -86,27 +87,12 @@ func (r *relay) Latency() time.Duration { return r.latency.Value() }
 // outdated reports whether an Update has changed how the relay is reached. What a send still does by the old ways says nothing about the relay.
 func (r *relay) outdated() bool { return r.current.Load() != r.session }
 
-// weighs returns the relay's weight at this moment, with what its slowness costs it.
-func (r *relay) weighs() float64 {
-	w := r.entitled()
-	if s := r.slow.Load(); s != nil {
-		w *= s.part
-	}
-	return w
-}
-
-// slowness says how slow a relay is beside the others of its tier.
-type slowness struct {
-	part  float64 // of its weight that it has because of it, at most 1
-	times float64 // the median of their latencies
-}
-
 // entitled returns the weight that the relay is to have by its configuration and its health: 0 where it is not used. (A half-open one is, for one message at a time.)
 func (r *relay) entitled() float64 {
 	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.gated.Load() {
 		return 0
 	}
-	return float64(r.weight) * r.share(time.Now())
+	return float64(r.weight) * r.share(time.Now()) * r.kept()
 }
 
 // learnLatency keeps how long the relay took for an attempt that ended as f says at now. An attempt that failed says nothing, or relays that fail fast would seem the best of all; but one

@@ -17,8 +17,10 @@ import (
 //
 //	smtp://user:pass@mx1.example.com:587?weight=3&tier=1
 //	smtps://user:pass@mail.example.com
+//	smtp+srv://user:pass@example.com
 //
-// smtp means STARTTLS, required unless the host is this one (TLSAuto), on port 587 if none is given; smtps means implicit TLS, on port 465. User and
+// smtp means STARTTLS, required unless the host is this one (TLSAuto), on port 587 if none is given; smtps means implicit TLS, on port 465. smtp+srv means the relays that the domain's SRV records name, Addr "srv:example.com", and
+// smtps+srv of them only those that take implicit TLS; there is no port then. User and
 // password are percent-encoded: of the characters that passwords often have, write "%" as %25, "@" as %40, ":" as %3A, "/" as %2F, "?" as %3F, "#" as %23;
 // "+" means itself.
 //
@@ -34,7 +36,8 @@ func ParseRelay(s string) (Relay, error) {
 		return fail(`is empty (is an environment variable missing?); it must begin with "smtp://" or "smtps://"`)
 	}
 	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok || scheme != "smtp" && scheme != "smtps" {
+	plain, srv := strings.CutSuffix(scheme, "+srv")
+	if !ok || plain != "smtp" && plain != "smtps" {
 		return fail(`must begin with "smtp://" or "smtps://"`)
 	}
 	shown = scheme + "://…"
@@ -56,13 +59,18 @@ func ParseRelay(s string) (Relay, error) {
 			return fail("the user name is empty")
 		}
 	}
-	if scheme == "smtps" {
+	if plain == "smtps" {
 		r.TLS = TLSImplicit
 	}
 	if u.Hostname() == "" {
 		return fail("the host is missing")
 	}
-	if u.Port() == "" {
+	switch {
+	case srv && u.Port() != "":
+		return fail("a port has no meaning with %s, as SRV records tell it", scheme)
+	case srv:
+		r.Addr = "srv:" + u.Hostname()
+	case u.Port() == "":
 		port := "587"
 		if scheme == "smtps" {
 			port = "465"
@@ -229,6 +237,9 @@ func (r Relay) redactedURL() string {
 	u := url.URL{Scheme: "smtp", Host: r.printableAddr()}
 	if r.TLS == TLSImplicit {
 		u.Scheme = "smtps"
+	}
+	if host, ok := strings.CutPrefix(u.Host, "srv:"); ok {
+		u.Scheme, u.Host = u.Scheme+"+srv", host
 	}
 	switch {
 	case r.Username != "":

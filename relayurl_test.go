@@ -25,6 +25,10 @@ func TestParseRelay(t *testing.T) {
 		"smtp://192.0.2.1":                    {Addr: "192.0.2.1:587"},
 		"smtp://bücher.example:25":            {Addr: "bücher.example:25"},
 
+		"smtp+srv://example.com":            {Addr: "srv:example.com"},
+		"smtp+srv://u:p@example.com?tier=1": {Addr: "srv:example.com", Username: "u", Password: "p", Tier: 1},
+		"smtps+srv://bücher.example":        {Addr: "srv:bücher.example", TLS: smtplb.TLSImplicit},
+
 		"smtp://user@mx.example.com":                                {Addr: "mx.example.com:587", Username: "user"},
 		"smtp://user:@mx.example.com":                               {Addr: "mx.example.com:587", Username: "user"},
 		"smtp://user:pass@mx.example.com":                           {Addr: "mx.example.com:587", Username: "user", Password: "pass"},
@@ -162,6 +166,10 @@ func TestParseRelayRefuses(t *testing.T) {
 		{"smtp://mx.example.com?a=%zz", "encoded"},
 		{"smtp://mx.example.com?weight=1;tier=2", "encoded"},
 		{"smtps://user:hunter2@mx.example.com?tls=none", "implicit"},
+		{"smtp+srv://user:hunter2@example.com:587", "port"},
+		{"smtp+srv://user:hunter2@192.0.2.1", "host"},
+		{"smtp+srv://user:hunter2@localhost", "host"},
+		{"tcp+srv://user:hunter2@example.com", "smtps://"},
 		{"smtps://mx.example.com?tls=starttls", "implicit"},
 		{"smtps://mx.example.com?tls=auto", "implicit"},
 	} {

@@ -114,7 +114,6 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		return ErrClosed
 	}
 	defer d.leaveNext()
-	var last *standing
 	for d.pending > 0 && d.made < d.fleet.attempts {
 		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
 			return d.tooLate()
@@ -122,8 +121,7 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		waiting := time.Now()
 		if d.next != nil { // a failed race has left the other relay's connection to be made
 			p.budget.spend() // which is never refused: the relay is well
-			p.failedOver(last)
-			last = d.next.relay.standing
+			p.failedOver(d.try.relay.standing)
 			p.attempt(ctx, d, breaker.Permit{}, waiting)
 			continue
 		}
@@ -131,15 +129,13 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		if !ok {
 			return err
 		}
-		r := d.fleet.ofLane(d.turn.Lane())
 		if d.made > 0 {
 			if d.late(time.Now()) { // it waited for so long
-				r.giveBack(&d.turn, &permit)
+				d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
 				return d.tooLate()
 			}
-			p.failedOver(last)
+			p.failedOver(d.try.relay.standing)
 		}
-		last = r.standing
 		p.attempt(ctx, d, permit, waiting)
 	}
 	return nil
@@ -227,8 +223,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 
 // take lets a tier's picker choose among the relays with a free connection, for d.turn.
 func (d *delivery) take(t *tier) bool {
-	info := PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: d.skip, Attempt: d.made + 1}
-	r := t.pick(info)
+	r := t.pick(d.info(d.skip, d.made+1))
 	if r == nil || !d.lanes.Has(r.member) { // whatever it did to Skip
 		return false
 	}
@@ -237,6 +232,11 @@ func (d *delivery) take(t *tier) bool {
 		d.turn = *turn
 	}
 	return ok
+}
+
+// info is d for a picker.
+func (d *delivery) info(skip Bitset, attempt int) PickInfo {
+	return PickInfo{Key: d.env.Key, Stream: d.env.Stream, From: d.msg.from, Domain: d.firstDomain(), Skip: skip, Attempt: attempt}
 }
 
 // admit asks r's breaker for leave to use t, and gives t back where that is refused, or where a hook that hears of it panics.
@@ -360,7 +360,7 @@ func (d *delivery) hope(last *tier) {
 		return
 	}
 	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
-		if !r.ready() && d.could(r) && !d.shuns(r) {
+		if !r.ready() && r.is(AdminReady) && d.could(r) && !d.shuns(r) {
 			d.lanes.add(r.member)
 		}
 	}
@@ -408,7 +408,7 @@ func (d *delivery) mask(t *tier) *tier {
 	return t
 }
 
-// deny leaves out, for this turn, the relays in d.lanes whose lanes are down though they are ready.
+// deny leaves out, for this turn, the relays in d.lanes whose lanes are down though they seem ready.
 func (d *delivery) deny() {
 	for _, r := range d.fleet.relays {
 		if d.lanes.Has(r.member) && r.ready() {
@@ -453,6 +453,8 @@ func (d *delivery) nobody() error {
 	switch {
 	case !untried:
 		return nil
+	case d.pool.ctx.Err() != nil: // an Update that came too late has taken its relays away again
+		return ErrClosed
 	case refused:
 		d.pool.budget.refusals.Add(1)
 		return errBudget

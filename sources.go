@@ -29,11 +29,11 @@ const (
 	lookupPatience = 2 * time.Second // of a pool's first sends for a domain's first answer, where there are other relays
 )
 
-// source is a Relay whose Addr begins with "srv:", at work. It outlives an Update that leaves name, domain and resolver.
+// source is a Relay whose Addr begins with "srv:", at work. It outlives an Update that leaves name, domain, TLS and resolver.
 type source struct {
 	pool         *Pool
 	name, domain string
-	tier         int // Relay.Tier; of the fleet that made it
+	implicit     bool // only those that take implicit TLS
 	resolver     Resolver
 
 	answers discover.Refresher // guarded by Pool.updates
@@ -79,9 +79,6 @@ func (p *Pool) expand(f, old *fleet) []spec {
 		targets := s.latest.Load().targets
 		tiers, weights := discover.Tiers(targets), discover.Weights(targets)
 		for n, t := range targets {
-			if r.TLS == TLSImplicit && !t.Implicit {
-				continue
-			}
 			found := r.found(t, weights[n])
 			if names[found.name()] {
 				continue
@@ -97,12 +94,12 @@ func (p *Pool) expand(f, old *fleet) []spec {
 func (p *Pool) source(r *Relay, domain string, resolver Resolver, old *fleet) *source {
 	if old != nil {
 		for _, s := range old.sources {
-			if s.name == r.name() && s.domain == domain && sameResolver(s.resolver, resolver) {
+			if s.name == r.name() && s.domain == domain && s.implicit == (r.TLS == TLSImplicit) && sameResolver(s.resolver, resolver) {
 				return s
 			}
 		}
 	}
-	s := &source{pool: p, name: r.name(), domain: domain, tier: r.Tier, resolver: resolver, asked: make(chan struct{})}
+	s := &source{pool: p, name: r.name(), domain: domain, implicit: r.TLS == TLSImplicit, resolver: resolver, asked: make(chan struct{})}
 	s.latest.Store(new(answer))
 	return s
 }
@@ -222,6 +219,9 @@ func (s *source) lookup() {
 	ctx, cancel := context.WithTimeout(p.ctx, lookupTimeout)
 	defer cancel()
 	targets, err := discover.LookupSubmission(ctx, s.resolver, s.domain)
+	if err == nil && s.implicit && !targets[0].Implicit { // all are of one service
+		err = fmt.Errorf("%w but by STARTTLS, and TLSImplicit is configured", discover.ErrNotOffered)
+	}
 	select {
 	case p.updates <- struct{}{}:
 	case <-p.ctx.Done():

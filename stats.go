@@ -24,8 +24,8 @@ type Stats struct {
 	Events  []RelayEvent  // the last 50 changes of state, the oldest first
 	Weight  float64       // of all relays, as they are weighed now
 
-	EligibleWeight float64 // of the relays that are well: State is "starting", "up" or "slow start"
-	Open           int     // relays that are not
+	EligibleWeight float64 // of the relays that are used as ever
+	Open           int     // relays that are not: their breaker is not closed, they are down, drained or in maintenance
 
 	Waiting   int    // sends that wait for a free connection
 	InFlight  int    // sends in progress, the waiting ones included
@@ -37,7 +37,8 @@ type Stats struct {
 type RelayStats struct {
 	Name            string
 	Weight          int
-	EffectiveWeight float64 // what the balancer goes by now
+	EffectiveWeight float64 // what the balancer goes by now: 0 where the relay isn't used, less than Weight in a slow start, or where it is Slow
+	Slow            float64 // how many times longer than its tier's median it takes for an envelope, from 3 times on, where Adaptive gives it less for that; 0 otherwise
 	Tier            int
 
 	// State is what is known of the relay's health: "starting" (it was not used yet), "up", "down" (checks failed), "open" (its circuit breaker lets nothing through), "half-open" (one message
@@ -46,7 +47,7 @@ type RelayStats struct {
 	Breaker  string        // of the circuit breaker: "closed" (well), "open", "half-open", "probing"
 	Reason   string        // why it is in State
 	Since    time.Time     // of State
-	Downtime time.Duration // for which State was none of "starting", "up" and "slow start", all together
+	Downtime time.Duration // for which mail could not be given to it, or only as a probe, all together
 	RetryAt  time.Time     // when an open breaker lets a probe through, or a relay that is down is checked again
 	Trips    uint64        // how often it opened
 	Cooling  bool          // the relay asked for less mail a moment ago
@@ -162,7 +163,7 @@ type downtime struct {
 func (d *downtime) note(r *standing) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch well := r.well(); {
+	switch well := r.whole(); {
 	case well && !d.since.IsZero():
 		d.total += time.Since(d.since)
 		d.since = time.Time{}
@@ -205,7 +206,7 @@ func (p *Pool) Stats() Stats {
 			r.stats(rs, now)
 			rs.Tier = t.number
 			s.Weight += rs.EffectiveWeight
-			if r.well() {
+			if r.whole() {
 				s.EligibleWeight += rs.EffectiveWeight
 			} else {
 				s.Open++
@@ -219,8 +220,8 @@ func (p *Pool) Stats() Stats {
 func (r *relay) stats(s *RelayStats, now time.Time) {
 	b, c, n := r.breaker.Stats(), r.pool.conns.Stats(r.lane), &r.counts
 	*s = RelayStats{
-		Name: r.name, Weight: r.weight, EffectiveWeight: r.weighs(),
-		Breaker: b.State.String(), Downtime: r.downtime.sum(now), RetryAt: r.retryAt(), Trips: uint64(b.Trips), Cooling: r.cooling(),
+		Name: r.name, Weight: r.weight, EffectiveWeight: r.weighs(), Slow: r.slow(),
+		Breaker: b.State.String(), Downtime: r.away.sum(now), RetryAt: r.retryAt(), Trips: uint64(b.Trips), Cooling: r.cooling(),
 		InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle, Waiting: c.Waiting,
 		Attempts: n.attempts.Load(), Messages: n.messages.Load(), Bytes: n.bytes.Load(), Accepted: n.accepted.Load(), Failed: n.failed.Load(),
 		Unknown: n.unknown.Load(), Away: n.away.Load(), Faults: n.faults.Load(), Redials: n.redials.Load(), Rides: n.rides.Load(),

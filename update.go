@@ -16,6 +16,8 @@ import (
 // their message; so they are where there is an Auth or a Dial function, as functions can't be compared. Its breaker, if open, then lets the next message try.
 // A relay that is no longer there gets no new mail; its connections end likewise, and its figures go.
 //
+// Relays that DNS names (see Relay.Addr) come and go in the same way. Hooks.RelayState hears of relays that are added or removed.
+//
 // MaxMessageSize, SpillSize, SpillDir, Logger and Hooks stay as they were in New, whatever c says. Calls are carried out one after the other; the Balancer's NewPicker must not
 // call Update.
 func (p *Pool) Update(c Config) error {

@@ -37,15 +37,19 @@ type cheapest struct {
 // NewPicker is called when the set of relays changes, or a weight: what takes time is done here. An index is that of relays.
 func (b cheapest) NewPicker(relays []smtplb.RelayView) smtplb.Picker {
 	p := &cheapestPicker{first: map[string]int{}}
-	for i := range relays {
-		p.order = append(p.order, i)
+	for i, r := range relays {
+		if r.Weight() > 0 { // else it is to get nothing for now
+			p.order = append(p.order, i)
+		}
 	}
 	slices.SortStableFunc(p.order, func(i, j int) int {
 		return cmp.Compare(b.price[relays[i].Name()], b.price[relays[j].Name()])
 	})
 	for domain, name := range b.reserve {
-		if i := slices.IndexFunc(relays, func(r smtplb.RelayView) bool { return r.Name() == name }); i >= 0 {
-			p.first[domain] = i
+		for _, i := range p.order {
+			if relays[i].Name() == name {
+				p.first[domain] = i
+			}
 		}
 	}
 	return p

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/balancertest"
 )
 
 // documented returns the lines that the package comment says are printed.
@@ -60,6 +61,15 @@ func (view) Weight() float64        { return 1 }
 func (view) InFlight() int          { return 0 }
 func (view) Limit() int             { return 0 }
 func (view) Latency() time.Duration { return 0 }
+
+func (view) Latency() time.Duration { return 0 }
+
+// TestBalancer is the test that every Balancer should have.
+func TestBalancer(t *testing.T) {
+	balancertest.Run(t, func() smtplb.Balancer {
+		return cheapest{price: map[string]float64{"relay-1": 2}, reserve: map[string]string{"example.org": "relay-1"}}
+	})
+}
 
 func TestPick(t *testing.T) {
 	relays := []smtplb.RelayView{view("dear"), view("free"), view("cheap")}

@@ -17,10 +17,15 @@ import (
 
 // balancers are what -balancer knows.
 var balancers = map[string]func() smtplb.Balancer{
-	"roundrobin": smtplb.RoundRobin,
+	"adaptive":       smtplb.Adaptive,
+	"roundrobin":     smtplb.RoundRobin,
+	"leastinflight":  smtplb.LeastInFlight,
+	"latency":        smtplb.Latency,
+	"random":         smtplb.Random,
+	"firstavailable": smtplb.FirstAvailable,
 }
 
-const defaultBalancer = "roundrobin"
+const defaultBalancer = "adaptive"
 
 // options are the command line.
 type options struct {

@@ -192,20 +192,19 @@ func TestSimulatedGreyRelay(t *testing.T) {
 func TestSimulatedShares(t *testing.T) {
 	weights := []float64{10, 5, 1, 1}
 	for _, rate := range []float64{1, 10, 50, 150} {
-		s := simulation{rate, time.Duration(80000 / rate * float64(time.Second)), 20, func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, bool) {
+		messages := 10000.0
+		if rate > 100 { // where the shares are off by most of what they may be, less is left to chance
+			messages = 60000
+		}
+		s := simulation{rate, time.Duration(messages / rate * float64(time.Second)), 20, func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, bool) {
 			return lognormal(r, 100*time.Millisecond, 0.6), false
 		}}
-		for _, name := range []string{"adaptive", "round robin", "least"} {
-			got := s.of(name, weights)
-			t.Logf("%-12s %3.0f/s: %.1f", name, rate, got.shares)
-			if name == "least" {
-				continue // it looks at the load first, and keeps to the weights only with next to no traffic
-			}
-			for i, w := range weights {
-				if math.Abs(got.shares[i]-100*w/17) > 1.5 {
-					t.Errorf("%s at %v/s: shares %.1f", name, rate, got.shares)
-					break
-				}
+		got := s.of("adaptive", weights)
+		t.Logf("%3.0f/s: %.1f", rate, got.shares)
+		for i, w := range weights {
+			if math.Abs(got.shares[i]-100*w/17) > 1.5 {
+				t.Errorf("at %v/s: shares %.1f", rate, got.shares)
+				break
 			}
 		}
 	}

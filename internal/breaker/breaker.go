@@ -315,9 +315,9 @@ func (p *Permit) Done(o Outcome) {
 	}
 	b.mu.Lock()
 	before := b.State()
-	if live := !p.used && !b.stopped && !b.off.Load(); live && p.forced {
+	if p.forced && !p.used && !b.stopped && !b.off.Load() {
 		b.forcedLocked(o)
-	} else if live && p.gen == b.gen {
+	} else if !p.forced && !p.used && p.gen == b.gen && !b.stopped && !b.off.Load() {
 		if before == Closed {
 			b.countLocked(o)
 		} else {

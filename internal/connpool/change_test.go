@@ -336,7 +336,7 @@ func TestLag(t *testing.T) {
 		}
 		time.Sleep(3*time.Second - 1)
 		q = append(q, late(w, 0))
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		q = append(q, late(w, 0)) // due with the first, and came later
 		for _, i := range []int{3, 1, 4, 5, 0, 2, 6} {
 			turn.Put(0)
@@ -362,7 +362,7 @@ func TestLag(t *testing.T) {
 			time.Sleep(time.Second)
 			turn.Put(0)
 			if i == 10 {
-				turn = bulk.gets(0)
+				bulk.gets(0)
 				urgent.waits()
 				return
 			}

@@ -44,11 +44,8 @@ func (t *transaction) body() *End {
 	}
 	t.buf = append(t.buf, terminator...)
 	c.rider = t.board() // also where the write fails: part of the envelope may be there, and be answered
-	if n, err := t.writeLast(t.buf, dot); err != nil {
-		if !isTimeout(err) || n < dot+len(terminator) {
-			return t.writeFailed(err)
-		}
-		c.broken = true // the message is there whole, only the envelope behind it is not
+	if end := t.writeLast(t.buf, dot, dot+len(terminator)); end != nil {
+		return end
 	}
 	return t.final()
 }
@@ -64,13 +61,13 @@ func (t *transaction) chunk() *End {
 		t.buf = append(t.buf, " LAST\r\n"...)
 	}
 	if t.tx.length() > lastWrite {
-		if end := t.early(); end != nil {
+		if end := t.early(false); end != nil {
 			return end
 		}
 		c.begin(reply.StageBody, c.cfg.Timeouts.Body)
 		t.lap(&t.res.Timings.Envelope)
 		head()
-		if _, err := t.write(t.buf, len(t.buf)); err != nil {
+		if _, err := t.write(t.buf, 0, len(t.buf)); err != nil {
 			return t.writeFailed(err)
 		}
 		if end := t.allButLast(&source, lastWrite); end != nil {
@@ -88,8 +85,8 @@ func (t *transaction) chunk() *End {
 	if end := t.beforeLast(); end != nil {
 		return end
 	}
-	if _, err := t.writeLast(t.buf, len(t.buf)-1); err != nil {
-		return t.writeFailed(err)
+	if end := t.writeLast(t.buf, len(t.buf)-1, len(t.buf)); end != nil {
+		return end
 	}
 	return t.final()
 }
@@ -103,7 +100,7 @@ func (t *transaction) allButLast(s *source, most int64) *End {
 		if direct && !c.secured {
 			size = min(int64(plainWrite), s.left()-2)
 		}
-		if end := t.early(); end != nil {
+		if end := t.early(false); end != nil {
 			return end
 		}
 		part := t.buf[:0]
@@ -120,7 +117,7 @@ func (t *transaction) allButLast(s *source, most int64) *End {
 		if t.res.Timings.Envelope == 0 {
 			t.lap(&t.res.Timings.Envelope)
 		}
-		if _, err := t.write(part, len(part)); err != nil {
+		if _, err := t.write(part, 0, len(part)); err != nil {
 			return t.writeFailed(err)
 		}
 	}
@@ -130,10 +127,14 @@ func (t *transaction) allButLast(s *source, most int64) *End {
 // beforeLast sees to what must be true before the write is begun that carries the commit point.
 func (t *transaction) beforeLast() *End {
 	c := t.c
-	if end := t.early(); end != nil {
+	talks := c.talks()
+	if end := t.early(talks); end != nil {
 		return end
 	}
-	c.begin(reply.StageBody, c.cfg.Timeouts.Body)
+	c.enter(reply.StageBody, c.cfg.Timeouts.Body)
+	if !talks || !c.start.Before(c.end()) { // else there may be nothing to wait for
+		c.arm()
+	}
 	if t.res.Timings.Envelope == 0 {
 		t.lap(&t.res.Timings.Envelope)
 	}
@@ -169,20 +170,70 @@ func (t *transaction) board() *Transaction {
 	return nil
 }
 
-// writeLast writes the bytes that hold the commit point, which is passed when the one at that index was written.
-func (t *transaction) writeLast(b []byte, point int) (int, error) {
-	if !t.c.exact {
-		t.c.commit()
+// writeLast writes the bytes that hold the commit point, which is passed when the one at that index was written. The message is there whole when the first whole bytes were.
+func (t *transaction) writeLast(b []byte, point, whole int) *End {
+	c, n := t.c, 0
+	if !c.exact {
+		c.commit()
 	}
-	return t.write(b, point)
+	if c.talks() {
+		var end *End
+		if n, end = t.talk(b, point); end != nil || n == len(b) {
+			return end
+		}
+	}
+	n, err := t.write(b, n, point)
+	switch {
+	case err == nil:
+	case !isTimeout(err) || n < whole:
+		return t.writeFailed(err)
+	default:
+		c.broken = true // only the envelope behind the message is not there
+	}
+	return nil
 }
 
-// write writes b, whose byte at index point is the commit point. The body's timeout is one without progress: where a write can be taken up again in the
-// middle it goes on as long as some of it moves.
-func (t *transaction) write(b []byte, point int) (n int, err error) {
+// talk writes the end of a message, where the socket can be spoken to, in three steps that belong together: a look whether something came too early,
+// the write, and waiting for the answer, whose stage has begun then. The look is the last thing before the write, and costs nothing: it takes the place of the
+// attempt to read that comes to nothing, with which waiting else begins. It returns how much was written, which may be a part, or nothing.
+func (t *transaction) talk(b []byte, point int) (int, *End) {
 	c := t.c
-	for {
+	n, state := c.talk(b, point)
+	switch {
+	case n == len(b):
+		return n, nil
+	case state == socketData || state == socketDead:
+		return 0, t.tooEarly()
+	case state == socketUnknown: // an old deadline or the caller's end was in the way, and the look was not taken
+		if end := t.early(false); end != nil {
+			return 0, end
+		}
+	}
+	return n, nil
+}
+
+// talks reports whether the last write goes by talk: on bare sockets only, as what Write does elsewhere is not known.
+func (c *Conn) talks() bool { return c.bare && !c.secured && c.prober.peek.ready() }
+
+// sent is called by talk, when n bytes of as many as length were written, before it waits. It reports whether there is something to wait for.
+func (c *Conn) sent(n, point, length int) bool {
+	if n > point {
+		c.commit()
+	}
+	if n < length {
+		return false
+	}
+	c.begin(reply.StageFinal, c.cfg.Timeouts.Final)
+	return true
+}
+
+// write writes b from its byte n on; the one at index point is the commit point. The body's timeout is one without progress: where a write can be taken up again in the
+// middle it goes on as long as some of it moves.
+func (t *transaction) write(b []byte, from, point int) (n int, err error) {
+	c := t.c
+	for n = from; ; {
 		var m int
+		c.arm()
 		m, err = c.nc.Write(b[n:])
 		n += m
 		if n > point {
@@ -197,17 +248,24 @@ func (t *transaction) write(b []byte, point int) (n int, err error) {
 
 // early looks for a reply that came before the terminator was written. Taking it for the final one would report an answer to a
 // message that the relay doesn't have. So it is looked for in our buffer, in crypto/tls's and in the kernel's, but for the last where it was emptied a moment ago, when
-// the answer to DATA was read: there is no more in it than would be in the next moment, after a look.
-func (t *transaction) early() *End {
+// the answer to DATA was read: there is no more in it than would be in the next moment, after a look. And not in the kernel's where talk will look there.
+func (t *transaction) early(talks bool) *End {
 	c := t.c
 	patience, look := time.Duration(0), !c.drained
 	if t.begun {
 		patience, look = time.Millisecond, true
 	}
 	t.begun = true
+	look = look && !talks
 	if c.rd.Buffered() == 0 && c.npre == 0 && (!look || c.probe(patience)) {
 		return nil
 	}
+	return t.tooEarly()
+}
+
+// tooEarly reads what came before the terminator was written.
+func (t *transaction) tooEarly() *End {
+	c := t.c
 	c.begin(reply.StageBody, salvageTime)
 	r, err := c.read()
 	if err != nil {
@@ -244,7 +302,9 @@ func (t *transaction) writeFailed(err error) *End {
 
 func (t *transaction) final() *End {
 	c := t.c
-	c.begin(reply.StageFinal, c.cfg.Timeouts.Final)
+	if c.stage != reply.StageFinal { // talk has begun it
+		c.begin(reply.StageFinal, c.cfg.Timeouts.Final)
+	}
 	t.lap(&t.res.Timings.Body)
 	r, end := c.expect(reply.StageFinal, c.cfg.Timeouts.Final)
 	if end != nil {

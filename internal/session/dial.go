@@ -106,6 +106,10 @@ func (c *Conn) connect(ctx context.Context) *End {
 	c.raw, c.nc = raw, raw
 	c.exact = writesExactly(raw)
 	c.prober.init(raw)
+	switch raw.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		c.bare = true
+	}
 	return nil
 }
 

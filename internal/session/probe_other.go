@@ -9,3 +9,6 @@ type peeker struct{}
 
 func (*peeker) init(net.Conn)     {}
 func (*peeker) look() socketState { return socketUnknown }
+func (*peeker) ready() bool       { return false }
+
+func (*Conn) talk([]byte, int) (int, socketState) { return 0, socketUnknown }

@@ -111,6 +111,7 @@ type Conn struct {
 	secured   bool
 	verified  bool // under TLS with a certificate that was checked
 	noLogin   bool // a check that doesn't log in
+	bare      bool // raw is a socket, and no type of somebody else's
 	exact     bool // what a Write on raw reports is exactly what may have reached the relay
 	needReset bool // the relay holds the rest of an earlier transaction
 	broken    bool
@@ -123,7 +124,8 @@ type Conn struct {
 	start     time.Time     // of the stage
 	timeout   time.Duration // of the stage
 	shortened bool
-	armed     bool          // the stage's deadline is set, and no reply was read since
+	armed     bool          // the stage's deadline is set, or due, and no reply was read since
+	due       bool          // the stage's deadline is to be set before something is waited for
 	cut       time.Time     // the stages before the commit point end here
 	total     time.Duration // the length of the caller's context, 0 without a deadline
 	share     time.Duration // what cut leaves, 0 without one
@@ -272,18 +274,36 @@ func (c *Conn) spend(cut time.Time, total time.Duration) {
 
 // begin starts a stage: its deadline is absolute, and earlier than its timeout where the caller's time is short.
 func (c *Conn) begin(stage reply.Stage, timeout time.Duration) {
+	c.enter(stage, timeout)
+	c.arm()
+}
+
+// enter is begin for a stage in which nothing may have to be waited for: to set a deadline costs more than to note it.
+func (c *Conn) enter(stage reply.Stage, timeout time.Duration) {
 	now := time.Now()
-	c.stage, c.start, c.timeout, c.shortened, c.armed = stage, now, timeout, false, true
-	deadline := now.Add(timeout)
-	if !c.cut.IsZero() && stage < reply.StageFinal && c.cut.Before(deadline) {
-		deadline, c.shortened = c.cut, true
+	c.stage, c.start, c.timeout, c.armed, c.due = stage, now, timeout, true, true
+	c.shortened = !c.cut.IsZero() && stage < reply.StageFinal && c.cut.Before(now.Add(timeout))
+}
+
+// end is when the stage must be over.
+func (c *Conn) end() time.Time {
+	if c.shortened {
+		return c.cut
 	}
-	c.setDeadline(deadline)
+	return c.start.Add(c.timeout)
+}
+
+// arm sets the deadline that is due.
+func (c *Conn) arm() {
+	if c.due {
+		c.setDeadline(c.end())
+	}
 }
 
 // setDeadline sets a deadline unless the operation was told to stop: then its deadline is in place, and behind the commit point only an
 // earlier one takes it.
 func (c *Conn) setDeadline(t time.Time) {
+	c.due = false
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped == nil || c.committed && !t.IsZero() && t.Before(c.deadline) {
@@ -298,6 +318,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		p[0], c.npre, c.heard = c.pre[0], 0, true
 		return 1, nil
 	}
+	c.arm()
 	n, err := c.nc.Read(p)
 	c.drained = n < len(p) && !c.secured
 	if n > 0 {

@@ -234,7 +234,8 @@ func (t *transaction) pipelined(last int) *End {
 		stage := t.stageOf(first)
 		if t.riding {
 			next = last + 1
-			t.begin(stage, min(t.timeoutOf(stage), rideTimeout))
+			t.c.enter(stage, min(t.timeoutOf(stage), rideTimeout))
+			t.clock = t.c.start
 		} else {
 			if c.rd.Buffered() > 0 {
 				return c.unasked(stage)
