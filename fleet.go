@@ -72,28 +72,6 @@ func (t *tier) weigh() []float64 {
 	return weights
 }
 
-// demote finds out which relays are far slower than most of their tier, and are to have less of the mail for that.
-func (t *tier) demote(on bool) {
-	n := len(t.relays)
-	weights, latency, samples := make([]float64, n), make([]float64, n), make([]uint64, n)
-	for i, r := range t.relays {
-		weights[i], latency[i], samples[i] = r.entitled(), float64(r.envelope.Value()), r.envelope.Samples()
-	}
-	effective, median := weights, 0.0
-	if on {
-		effective, median = balance.Demote(weights, latency, samples)
-	}
-	for i, r := range t.relays {
-		s := slowness{part: 1}
-		if effective[i] < weights[i] {
-			s = slowness{effective[i] / weights[i], latency[i] / median}
-		}
-		if was := r.slow.Load(); was == nil && s.part < 1 || was != nil && *was != s {
-			r.slow.Store(&s)
-		}
-	}
-}
-
 // build makes the tier's picker for the weights, and reports whether the balancer made one.
 func (t *tier) build(b Balancer, weights []float64) bool {
 	views := make([]RelayView, len(t.relays))
@@ -109,10 +87,7 @@ func (t *tier) build(b Balancer, weights []float64) bool {
 
 // reweigh makes new pickers where a relay's weight is not what it was. One goroutine at a time runs it (see keeper).
 func (f *fleet) reweigh() {
-	b, ok := f.balancer.(*ownBalancer)
-	demotes := ok && b.demotes
 	for _, t := range f.tiers {
-		t.demote(demotes)
 		if weights := t.weigh(); !slices.Equal(weights, t.picks.Load().weights) {
 			t.build(f.balancer, weights)
 		}

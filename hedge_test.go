@@ -378,7 +378,7 @@ func TestNotHedged(t *testing.T) {
 		h.pool.Deliver(t.Context(), e)
 		h.net.SetLatency(0, 0)
 		h.quiet()
-		if s := h.pool.Stats().Relays[0]; s.Breaker != "half-open" {
+		if s := h.pool.Stats().Relays[0]; s.State != "half-open" {
 			t.Fatalf("%+v", s)
 		}
 		send("probe", envelope("x@example.com"), "r0")

@@ -186,7 +186,7 @@ func TestStatsInDetail(t *testing.T) {
 		send("a@example.com")
 		send("a@example.com")
 		down := h.pool.Stats().Relays[0].Downtime
-		if time.Sleep(time.Hour); h.pool.Stats().Relays[0].State != "closed" || h.pool.Stats().Relays[0].Downtime != down {
+		if time.Sleep(time.Hour); h.pool.Stats().Relays[0].Breaker != "closed" || h.pool.Stats().Relays[0].Downtime != down {
 			t.Errorf("%+v", h.pool.Stats().Relays[0])
 		}
 	})

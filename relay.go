@@ -48,14 +48,13 @@ type standing struct {
 	finalTimeouts atomic.Int32           // in a row
 	lastFault     atomic.Pointer[string] // what counted against the relay last
 	offers        atomic.Pointer[offer]
-	refusesChunks atomic.Bool              // it offers CHUNKING, and does not know BDAT
-	noRide        atomic.Bool              // its last reply to a message took so long that a ride would gain nothing, or refused it
-	rideTrial     atomic.Int64             // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
-	noRideUntil   atomic.Int64             // Unix nanoseconds: it lost an envelope behind a body
-	latency       balance.EWMA             // from the attempt's start until the relay had taken the envelope
-	envelope      balance.EWMA             // of this the envelope alone: what relays that dial more and less often can be compared by
-	final         balance.EWMA             // from a message's end to the answer: it depends on the message
-	slow          atomic.Pointer[slowness] // nil: not at all; written by tier.demote
+	refusesChunks atomic.Bool  // it offers CHUNKING, and does not know BDAT
+	noRide        atomic.Bool  // its last reply to a message took so long that a ride would gain nothing, or refused it
+	rideTrial     atomic.Int64 // Unix nanoseconds from which the next may try to ride; ridesWell: everybody may
+	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
+	latency       balance.EWMA // from the attempt's start until the relay had taken the envelope
+	envelope      balance.EWMA // of this the envelope alone: what relays that dial more and less often can be compared by
+	final         balance.EWMA // from a message's end to the answer: it depends on the message
 	counts        relayCounts
 	latencies     atomic.Pointer[latencies]
 	away          downtime
@@ -87,9 +86,9 @@ func (r *relay) Latency() time.Duration { return r.latency.Value() }
 // outdated reports whether an Update has changed how the relay is reached. What a send still does by the old ways says nothing about the relay.
 func (r *relay) outdated() bool { return r.current.Load() != r.session }
 
-// entitled returns the weight that the relay is to have by its configuration and its health: 0 where it is not used. (A half-open one is, for one message at a time.)
-func (r *relay) entitled() float64 {
-	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.gated.Load() {
+// weighs returns the relay's weight at this moment: 0 where it is not used. (A half-open one is, for one message at a time.)
+func (r *relay) weighs() float64 {
+	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.down.Load() {
 		return 0
 	}
 	return float64(r.weight) * r.share(time.Now()) * r.kept()

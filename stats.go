@@ -22,7 +22,7 @@ type Stats struct {
 	Relays  []RelayStats  // in the order of Config.Relays; those that DNS names in the place of the entry that stands for them
 	Domains []DomainStats // of the entries whose relays are found in DNS
 	Events  []RelayEvent  // the last 50 changes of state, the oldest first
-	Weight  float64       // of all relays, as they are weighed now
+	Weight  float64       // of all relays, as configured
 
 	EligibleWeight float64 // of the relays that are used as ever
 	Open           int     // relays that are not: their breaker is not closed, they are down, drained or in maintenance
@@ -78,7 +78,7 @@ type RelayStats struct {
 	Opened     uint64            // connections made
 	Reused     uint64            // times an idle connection was used again
 	ReuseRatio float64           // Reused as a share of both
-	Closed     map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed", "removed", "drained", "left" (the one who rode on it went elsewhere)
+	Closed     map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed", "removed", "left" (the one who rode on it went elsewhere)
 }
 
 // StageErrors are the attempts that ended in an error without anybody being accepted, by the stage at which they did.
@@ -205,7 +205,7 @@ func (p *Pool) Stats() Stats {
 			rs := &s.Relays[r.configured]
 			r.stats(rs, now)
 			rs.Tier = t.number
-			s.Weight += rs.EffectiveWeight
+			s.Weight += float64(r.weight)
 			if r.whole() {
 				s.EligibleWeight += rs.EffectiveWeight
 			} else {

@@ -62,8 +62,6 @@ func (view) InFlight() int          { return 0 }
 func (view) Limit() int             { return 0 }
 func (view) Latency() time.Duration { return 0 }
 
-func (view) Latency() time.Duration { return 0 }
-
 // TestBalancer is the test that every Balancer should have.
 func TestBalancer(t *testing.T) {
 	balancertest.Run(t, func() smtplb.Balancer {

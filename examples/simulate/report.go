@@ -130,7 +130,7 @@ func newReport(o *options, record *record, f *fleet, stats smtplb.Stats) *report
 			g.least, g.most = share, share
 		}
 		g.least, g.most = min(g.least, share), max(g.most, share)
-		if s.Breaker != "closed" {
+		if s.State != "closed" {
 			g.openBreakers++
 		}
 		for _, t := range o.troubles {
