@@ -81,7 +81,7 @@ func (r *standing) setAdmin(s AdminState) {
 		c := &r.checks
 		c.era++
 		c.fails, c.passes, c.due = 0, 0, time.Time{}
-		r.gated.Store(false)
+		r.down.Store(false)
 	}
 	r.mu.Unlock()
 	if s != was {

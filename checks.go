@@ -270,7 +270,7 @@ func (r *standing) checkIsDue(h *Health, now time.Time) bool {
 	if now.Before(c.due) {
 		return false
 	}
-	if said := time.Unix(0, r.answered.Load()); !r.gated.Load() && now.Sub(said) < h.Interval {
+	if said := time.Unix(0, r.answered.Load()); !r.down.Load() && now.Sub(said) < h.Interval {
 		c.fails, c.login = 0, false
 		c.due = said.Add(scattered(h.Interval))
 		return false
@@ -308,7 +308,7 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 		r.mu.Unlock()
 		return
 	}
-	down := r.gated.Load()
+	down := r.down.Load()
 	switch {
 	case found.void || found.throttle:
 	case found.err == nil:
@@ -339,9 +339,9 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 		wait = h.Fast
 	}
 	c.due = now.Add(scattered(max(wait, 0)))
-	if down != r.gated.Load() {
+	if down != r.down.Load() {
 		c.fails, c.passes = 0, 0
-		r.gated.Store(down)
+		r.down.Store(down)
 	}
 	r.mu.Unlock()
 
@@ -376,8 +376,8 @@ func (r *standing) forgetChecks(fresh bool) {
 		r.answered.Store(0)
 		r.proven.Store(false)
 	}
-	if r.gated.Load() {
-		r.gated.Store(false)
+	if r.down.Load() {
+		r.down.Store(false)
 		r.proven.Store(false)
 	}
 	r.mu.Unlock()
@@ -394,7 +394,7 @@ func (r *standing) lastChecked() lastCheck {
 // rest is for when the clock stops: nobody asks any more, so nothing that was said by then may keep mail from a relay.
 func (p *Pool) rest() {
 	for _, r := range p.fleet.Load().relays {
-		if r.gated.Load() {
+		if r.down.Load() {
 			r.forgetChecks(false)
 		}
 	}

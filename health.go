@@ -73,7 +73,7 @@ func (r *standing) newBreaker(b Breaker) *breaker.Breaker {
 // What a send goes by are atomics: they are written by whoever learns something, who then calls changed. That one brings everything else into line with them.
 type wellness struct {
 	admin    atomic.Uint32 // AdminState; written under mu
-	gated    atomic.Bool   // checks say so; written under mu
+	down     atomic.Bool   // checks say so; written under mu
 	ignored  atomic.Bool   // its tier panics: the breaker is not looked at
 	proven   atomic.Bool   // it has answered a message or a check
 	answered atomic.Int64  // Unix nanoseconds of the last message's end that it answered
@@ -115,12 +115,12 @@ func (r *standing) is(s AdminState) bool { return r.admin.Load() == uint32(s) }
 
 // ready reports whether the relay may be given a message now, as likely as not: somebody else may be given the one that a half-open relay takes. It takes no lock.
 func (r *standing) ready() bool {
-	return r.is(AdminReady) && !r.gated.Load() && (r.breaker.Ready() || r.ignored.Load())
+	return r.is(AdminReady) && !r.down.Load() && (r.breaker.Ready() || r.ignored.Load())
 }
 
 // well reports whether nothing is held against the relay. It takes no lock.
 func (r *standing) well() bool {
-	return r.is(AdminReady) && !r.gated.Load() && r.breaker.State() == breaker.Closed
+	return r.is(AdminReady) && !r.down.Load() && r.breaker.State() == breaker.Closed
 }
 
 // state names the relay's state.
@@ -130,7 +130,7 @@ func (r *standing) state() string {
 		return stateMaintenance
 	case r.is(AdminDrain):
 		return stateDrain
-	case r.gated.Load():
+	case r.down.Load():
 		return stateDown
 	}
 	switch r.breaker.State() {
@@ -248,7 +248,7 @@ func (r *standing) passage() passage {
 	switch {
 	case !r.is(AdminReady):
 		return nothingAsked
-	case r.gated.Load():
+	case r.down.Load():
 		return nothing
 	case r.ignored.Load():
 		return everything
@@ -357,7 +357,7 @@ func (t *tier) alarm(p *Pool, least float64) {
 
 // permit asks the relay's breaker for leave to try it. Where nearly all relays are sick, it is asked for its opinion only.
 func (r *standing) permit() (breaker.Permit, bool) {
-	if !r.is(AdminReady) || r.gated.Load() {
+	if !r.is(AdminReady) || r.down.Load() {
 		return breaker.Permit{}, false
 	}
 	permit, ok := r.breaker.Allow()
@@ -369,10 +369,13 @@ func (r *standing) permit() (breaker.Permit, bool) {
 
 // retryAt is when the relay may be used again, as far as that is known; zero where it is not, or where it is used now.
 func (r *standing) retryAt() time.Time {
-	if r.is(AdminReady) && r.gated.Load() {
+	if r.is(AdminReady) && r.down.Load() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.checks.due
+	}
+	if r.breaker.State() == breaker.Closed {
+		return time.Time{}
 	}
 	return r.breaker.RetryAt()
 }

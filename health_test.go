@@ -376,37 +376,3 @@ func TestPassiveOutcomes(t *testing.T) {
 		})
 	}
 }
-
-// Adaptive, the default, gives less to a relay that is far slower than the others, says so, and gives it back.
-func TestSlowRelayIsDemoted(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		h := newHouse(t, 3, func(c *smtplb.Config) { c.Retry.NoHedging = true }, smtptest.WithDiscard())
-		defer h.close()
-		h.net.SetLatency(10*time.Millisecond, 10*time.Millisecond)
-		send := func(d time.Duration) {
-			var wg sync.WaitGroup
-			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-				wg.Go(func() { _, _ = h.pool.Deliver(t.Context(), envelope("x@example.com")) })
-			}
-			wg.Wait()
-		}
-		send(20 * time.Second)
-		h.relays[0].On(smtptest.Rcpt).Delay(time.Second)
-		send(2 * time.Minute)
-		s := h.pool.Stats().Relays
-		if s[0].EffectiveWeight > 0.06 || s[0].State != "up" || !strings.HasPrefix(s[0].Reason, "slow ") || s[1].EffectiveWeight != 1 || s[1].Reason != "" {
-			t.Errorf("%v %s (%s), the others %v", s[0].EffectiveWeight, s[0].State, s[0].Reason, s[1].EffectiveWeight)
-		}
-		t.Logf("%.3f of its weight: %s", s[0].EffectiveWeight, s[0].Reason)
-		was := s[0].Attempts
-		send(time.Minute)
-		if n := h.pool.Stats().Relays[0].Attempts - was; n > 40 {
-			t.Errorf("%d of 600 messages went to it", n)
-		}
-		h.relays[0].ClearScript()
-		send(5 * time.Minute)
-		if s := h.pool.Stats().Relays[0]; s.EffectiveWeight != 1 || s.Reason != "" {
-			t.Errorf("in the end %v (%s)", s.EffectiveWeight, s.Reason)
-		}
-	})
-}

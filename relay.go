@@ -88,7 +88,7 @@ func (r *relay) outdated() bool { return r.current.Load() != r.session }
 
 // weighs returns the relay's weight at this moment: 0 where it is not used. (A half-open one is, for one message at a time.)
 func (r *relay) weighs() float64 {
-	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.gated.Load() {
+	if p := r.passage(); p == nothing && r.breaker.State() != breaker.Probing || p == nothingAsked || r.down.Load() {
 		return 0
 	}
 	return float64(r.weight) * r.share(time.Now()) * r.kept()

@@ -87,6 +87,9 @@ func (c scenario) run(t *testing.T, balancer smtplb.Balancer, seed uint64) *send
 		network := smtptest.NewNetwork()
 		var counts sync.Map // of stored copies, by recipient
 		config := smtplb.Config{Dial: network.DialContext, Balancer: balancer, Retry: smtplb.Retry{Attempts: c.attempts}}
+		if c.breaker.Off {
+			config.Health.Interval = -1 // which would take a breaker's place
+		}
 		var relays []*smtptest.Server
 		for i, weight := range c.weights {
 			relay := network.NewServer(fmt.Sprintf("r%d.test:25", i), smtptest.WithDiscard(), smtptest.WithStored(func(m *smtptest.Message) {

@@ -78,7 +78,7 @@ type RelayStats struct {
 	Opened     uint64            // connections made
 	Reused     uint64            // times an idle connection was used again
 	ReuseRatio float64           // Reused as a share of both
-	Closed     map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed", "removed", "drained", "left" (the one who rode on it went elsewhere)
+	Closed     map[string]uint64 // connections that ended, by reason: "broken", "dead", "idle", "age", "uses", "trimmed", "down", "closed", "removed", "left" (the one who rode on it went elsewhere)
 }
 
 // StageErrors are the attempts that ended in an error without anybody being accepted, by the stage at which they did.

@@ -102,7 +102,7 @@ func (r *relay) succeed(was *relay, h *Health) {
 		r.breaker.Configure(r.breaking.settings())
 	}
 	if r.session == was.session {
-		if h.Interval < 0 && r.gated.Load() {
+		if h.Interval < 0 && r.down.Load() {
 			r.forgetChecks(false)
 		}
 		return

@@ -273,7 +273,7 @@ func TestUpdateKeepsStanding(t *testing.T) {
 			t.Errorf("%+v", after)
 		}
 		time.Sleep(10 * time.Millisecond) // reached in another way, maybe: the next message is its probe
-		if s := h.pool.Stats().Relays[1]; s.State != "half-open" {
+		if s := h.pool.Stats().Relays[1]; s.Breaker != "half-open" {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -290,7 +290,7 @@ func TestUpdateCredentials(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 	h.update(func(c *smtplb.Config) { c.Relays[0].Password = "new" })
-	for end := time.Now().Add(5 * time.Second); h.pool.Stats().Relays[0].State != "half-open" && time.Now().Before(end); {
+	for end := time.Now().Add(5 * time.Second); h.pool.Stats().Relays[0].Breaker != "half-open" && time.Now().Before(end); {
 		runtime.Gosched()
 	}
 	h.takes("r0")
