@@ -35,10 +35,10 @@ func (h *histogram) add(d time.Duration) {
 	if d <= 0 {
 		return
 	}
-	h.buckets[bucketOf(d)].Add(1)
-	for m := h.max.Load(); int64(d) > m && !h.max.CompareAndSwap(m, int64(d)); {
+	for m := h.max.Load(); int64(d) > m && !h.max.CompareAndSwap(m, int64(d)); { // first: read looks no further than max
 		m = h.max.Load()
 	}
+	h.buckets[bucketOf(d)].Add(1)
 }
 
 func bucketOf(d time.Duration) int {
@@ -61,15 +61,16 @@ func middleOf(i int) time.Duration {
 
 // read returns the figures so far. What is added meanwhile may be in it or not.
 func (h *histogram) read() (l LatencyStats) {
-	var n [latencyBuckets]uint64
+	l.Max = time.Duration(h.max.Load())
+	if l.Max == 0 {
+		return LatencyStats{}
+	}
+	var buckets [latencyBuckets]uint64
+	n := buckets[:bucketOf(l.Max)+1]
 	for i := range n {
 		n[i] = h.buckets[i].Load()
 		l.Count += n[i]
 	}
-	if l.Count == 0 {
-		return LatencyStats{}
-	}
-	l.Max = time.Duration(h.max.Load())
 	half, most := (l.Count+1)/2, l.Count-l.Count/100
 	var sum uint64
 	for i, c := range n {

@@ -54,20 +54,20 @@ func TestStatsOfUsedRelays(t *testing.T) {
 	}
 	defer p.Close()
 	for _, r := range p.fleet.Load().relays {
-		for d := time.Microsecond; d < time.Hour; d *= 2 {
+		for d := time.Microsecond; d < 2*time.Minute; d *= 2 { // over the whole range that real relays are in
 			r.observe(&Timings{d, d, d, d, d, d, d, d})
 		}
 	}
 	least := time.Hour
-	for range 10 {
+	for range 30 {
 		start := time.Now()
 		s := p.Stats()
 		least = min(least, time.Since(start))
-		if s.Relays[999].Latency.Final.Count != 32 {
+		if s.Relays[999].Latency.Final.Count != 27 {
 			t.Fatalf("%+v", s.Relays[999].Latency)
 		}
 	}
-	if t.Logf("Stats took %v", least); least > 5*time.Millisecond {
+	if t.Logf("Stats took %v", least); least > 5*time.Millisecond && !underRace {
 		t.Errorf("Stats took %v", least)
 	}
 }
