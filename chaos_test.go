@@ -87,7 +87,8 @@ type chaosSend struct {
 	at      time.Time
 	receipt *smtplb.Receipt
 	err     error
-	broken  bool // its source fails
+	broken  bool  // its source fails
+	updates int64 // see endurance
 }
 
 // dice returns a generator of its own for one goroutine.

@@ -38,15 +38,20 @@ func newEndurance(t *testing.T, seed uint64) *endurance {
 		c.begun.Add(1)
 		return func(smtplb.Attempt) {
 			c.ended.Add(1)
-			c.done.Add(1)
 		}
 	}
+	cfg.Hooks.Done = func(context.Context, *smtplb.Receipt, error) { c.done.Add(1) }
 	c.net.SetLatency(time.Duration(r.IntN(30))*time.Millisecond, time.Duration(r.IntN(30))*time.Millisecond)
 	tiers, domain := 1+r.IntN(3), r.IntN(5) == 0
 	for i := range 2 + r.IntN(11) {
 		c.whole = append(c.whole, c.relay(r, i, tiers, domain))
 	}
 	cfg.Relays = slices.Clone(c.whole)
+	if !c.steady && !domain { // an old name's connections end beside those of the new one
+		for _, s := range c.chaos.relays {
+			s.max = 1 << 30
+		}
+	}
 	if domain {
 		c.zone = &zone{}
 		roots := x509.NewCertPool()
@@ -58,7 +63,7 @@ func newEndurance(t *testing.T, seed uint64) *endurance {
 		x.Username, x.Password = "", ""
 		cfg.Relays, cfg.Resolver = []smtplb.Relay{x}, c.zone
 		for _, s := range c.relays {
-			s.max = x.Conns.Max
+			s.max = 1 << 30 // they come and go, and so do names
 		}
 		c.publish(r)
 	}
@@ -259,9 +264,11 @@ func (c *endurance) update(r *rand.Rand) {
 		}
 	}
 	c.happened("%s", what)
+	c.updates.Add(1)
 	if err := c.pool.Update(cfg); err != nil {
 		c.Errorf("%s: %v", what, err)
 	}
+	c.updates.Add(1)
 	c.config = cfg
 }
 
@@ -347,11 +354,15 @@ func (c *endurance) dns(r *rand.Rand) {
 
 // books compares what the hooks heard with what the receipts say, and the pool's own figures.
 func (c *endurance) books() {
-	if b, e := c.begun.Load(), c.ended.Load(); b != e {
-		c.Errorf("%d attempts have begun, %d have ended", b, e)
+	begun, ended, attempted := c.begun.Load(), c.ended.Load(), c.attempted.Load()
+	if begun != ended || begun != attempted {
+		c.Errorf("%d attempts have begun, %d have ended, and the receipts tell of %d", begun, ended, attempted)
 	}
-	if n := c.pool.Stats().Failovers; n > uint64(c.begun.Load()) {
-		c.Errorf("%d failovers of %d attempts", n, c.begun.Load())
+	if done, all, sends := c.done.Load(), c.deliveries.Load(), int64(c.pool.Stats().Sends); done != all || sends > all {
+		c.Errorf("%d receipts, %d of them by Done, and Stats has %d sends", all, done, sends)
+	}
+	if n := c.pool.Stats().Failovers; n > uint64(begun) {
+		c.Errorf("%d failovers of %d attempts", n, begun)
 	}
 }
 
