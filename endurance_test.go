@@ -35,6 +35,7 @@ func TestEndurance(t *testing.T) {
 	for i := range *enduranceSeeds {
 		seed := *enduranceFirst + uint64(i)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			t.Parallel()
 			defer func() {
 				if p := recover(); p != nil { // a goroutine that is left, say: synctest panics
 					fmt.Printf("TestEndurance: seed %d: %v\n", seed, p)
@@ -92,7 +93,7 @@ func (c *endurance) run() {
 					c.stream(r)
 					continue
 				}
-				pause(r, 2*time.Second)
+				pause(r, 2500*time.Millisecond)
 				c.single(r)
 			}
 		})
