@@ -70,6 +70,12 @@ func newEndurance(t *testing.T, seed uint64) *endurance {
 		}
 		c.publish(r)
 	}
+	switch c.attempts = cfg.Retry.Attempts; {
+	case c.attempts == 0:
+		c.attempts = 3
+	case c.attempts < 0:
+		c.attempts = len(c.chaos.relays)
+	}
 	c.config = cfg
 	var err error
 	if c.pool, err = smtplb.New(cfg); err != nil {
@@ -174,7 +180,7 @@ func (c *endurance) trouble(r *rand.Rand, s *chaosRelay) (what string, end func(
 		return s.On(at).If(func(*smtptest.Event) bool { return share == 1 || c.chance(share) })
 	}
 	var x *smtptest.Rule
-	switch n := r.IntN(17); n {
+	switch r.IntN(18) {
 	case 0:
 		s.Kill()
 		return "dead", func() { _ = s.Restart() } // an error says that it runs
@@ -218,12 +224,15 @@ func (c *endurance) trouble(r *rand.Rand, s *chaosRelay) (what string, end func(
 	case 16:
 		what, x = fmt.Sprintf("451 at %v", stage), rule(stage).Reply(451, "4.3.0 Not now")
 	}
+	if x == nil {
+		what, x = "out of step behind the dot", rule(smtptest.EndOfData).Raw("354 go\r\n").Stored()
+	}
 	return fmt.Sprintf("%s, once in %d times", what, share), x.Remove
 }
 
 // update changes the configuration.
 func (c *endurance) update(r *rand.Rand) {
-	pause(r, 20*time.Second)
+	pause(r, 10*time.Second)
 	c.operator.Lock()
 	defer c.operator.Unlock()
 	cfg := c.config
@@ -304,7 +313,7 @@ func (c *endurance) look(r *rand.Rand) {
 		c.Errorf("the budget is %v", n)
 	}
 	st := c.pool.Stats()
-	if last := c.pool.LastPlace(); last > 8*len(c.chaos.relays) {
+	if last := c.pool.LastPlace(); last > len(c.chaos.relays)+8 {
 		c.Errorf("%d relays, and place %d", len(st.Relays), last)
 	}
 	for _, x := range st.Relays {

@@ -59,6 +59,7 @@ type endurance struct {
 	operator sync.Mutex
 	until    time.Time
 	steady   bool // relays keep their names
+	attempts int  // that are allowed
 
 	updates      atomic.Int64 // begun and ended: odd while one is under way
 	begun, ended atomic.Int64 // calls of AttemptStart, and of what it returned
@@ -277,20 +278,9 @@ func (c *endurance) delivered(s *chaosSend) {
 			c.Errorf("message %s was offered to %s %d times: %+v", s.env.ID, a.Relay, again, s.receipt.Attempts)
 		}
 	}
-	if most := c.attempts(); made > most {
-		c.Errorf("message %s: %d attempts, %d are allowed: %+v", s.env.ID, made, most, s.receipt.Attempts)
+	if made > c.attempts {
+		c.Errorf("message %s: %d attempts, %d are allowed: %+v", s.env.ID, made, c.attempts, s.receipt.Attempts)
 	}
-}
-
-// attempts is how many the configuration allows.
-func (c *endurance) attempts() int {
-	switch n := c.config.Retry.Attempts; {
-	case n == 0:
-		return 3
-	case n > 0:
-		return n
-	}
-	return len(c.relays)
 }
 
 // stream sends many messages by a DeliverAll.
