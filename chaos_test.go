@@ -68,6 +68,7 @@ type chaos struct {
 	mu    sync.Mutex // guards rand, open and most of the relays, and sends
 	rand  *rand.Rand // what happens to whom
 	sends []*chaosSend
+	wrong []int // those of which check found that the truth is another
 }
 
 type chaosRelay struct {
@@ -86,7 +87,8 @@ type chaosSend struct {
 	at      time.Time
 	receipt *smtplb.Receipt
 	err     error
-	broken  bool // its source fails
+	broken  bool  // its source fails
+	updates int64 // see endurance
 }
 
 // dice returns a generator of its own for one goroutine.
@@ -302,20 +304,8 @@ func (c *chaos) dial(ctx context.Context, network, addr string) (net.Conn, error
 	case 1:
 		return nil, io.ErrClosedPipe
 	}
-	i := slices.IndexFunc(c.relays, func(r *chaosRelay) bool { return r.Addr == addr })
-	r := c.relays[i]
-	c.mu.Lock()
-	r.open++
-	r.most = max(r.most, r.open)
-	c.mu.Unlock()
-	gone := sync.OnceFunc(func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		r.open--
-	})
-	nc, err := c.net.DialContext(ctx, network, addr)
+	nc, gone, err := c.connect(ctx, network, addr)
 	if err != nil {
-		gone()
 		return nil, err
 	}
 	cuts := nc.(interface {
@@ -331,6 +321,27 @@ func (c *chaos) dial(ctx context.Context, network, addr string) (net.Conn, error
 		return &chaosConn{nc, gone}, nil
 	}
 	return &chaosExactConn{chaosConn{nc, gone}, nc.(looks)}, nil
+}
+
+// connect opens a connection and counts it, until gone is called.
+func (c *chaos) connect(ctx context.Context, network, addr string) (nc net.Conn, gone func(), err error) {
+	i := slices.IndexFunc(c.relays, func(r *chaosRelay) bool { return r.Addr == addr })
+	r := c.relays[i]
+	c.mu.Lock()
+	r.open++
+	r.most = max(r.most, r.open)
+	c.mu.Unlock()
+	gone = sync.OnceFunc(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		r.open--
+	})
+	nc, err = c.net.DialContext(ctx, network, addr)
+	if err != nil {
+		gone()
+		return nil, nil, err
+	}
+	return nc, gone, nil
 }
 
 type looks interface {
@@ -618,6 +629,7 @@ func (c *chaos) checkSend(id int, s *chaosSend, stored map[string]int) {
 		c.Errorf("message %d: %d of %d accepted, and the error is %v", id, accepted, len(s.env.To), s.err)
 	}
 	if wrong {
+		c.wrong = append(c.wrong, id)
 		for _, a := range s.receipt.Attempts {
 			c.Logf("message %d: %+v", id, a)
 		}
