@@ -330,17 +330,17 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 	t := d.fleet.tierOf(a.relay)
 	skip := d.skipBuf[:words(len(t.relays))]
 	for _, wantIdle := range [...]bool{true, false} {
-		any := false
+		found := false
 		for w := range skip {
 			skip[w] = ^uint64(0)
 		}
 		for i, r := range t.relays {
 			if r != a.relay && d.may(r) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
 				skip.remove(i)
-				any = true
+				found = true
 			}
 		}
-		if !any {
+		if !found {
 			continue
 		}
 		r := t.pick(d.info(skip, a.number+1))

@@ -598,8 +598,7 @@ func TestLoserGoesStale(t *testing.T) {
 func TestRacingDialHasTheCallersContext(t *testing.T) {
 	type key struct{}
 	bubble(t, func(t *testing.T) {
-		var h *house
-		h = newHouse(t, 2, func(c *smtplb.Config) {
+		h := newHouse(t, 2, func(c *smtplb.Config) {
 			dial := c.Dial
 			c.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 				if d, ok := ctx.Deadline(); ctx.Value(key{}) != "v" || !ok || time.Until(d) > 3*time.Second {

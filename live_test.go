@@ -160,7 +160,7 @@ func TestStatsInDetail(t *testing.T) {
 		l := x.Latency
 		near := func(d, want time.Duration) bool { return d > want*7/8 && d < want*9/8 }
 		if l.Final.Count != 101 || !near(l.Final.P50, 10*time.Millisecond) || l.Final.Max < 3*time.Second || l.Final.P99 > 12*time.Millisecond ||
-			l.Dial.Count != uint64(x.Opened) || !near(l.Envelope.P50, 10*time.Millisecond) || l.Auth.Count != 0 {
+			l.Dial.Count != x.Opened || !near(l.Envelope.P50, 10*time.Millisecond) || l.Auth.Count != 0 {
 			t.Errorf("%+v, opened %d", l, x.Opened)
 		}
 		if ratio := float64(x.Reused) / float64(x.Reused+x.Opened); x.ReuseRatio != ratio || ratio < 0.9 || x.Limit != 10 {
