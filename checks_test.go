@@ -95,6 +95,53 @@ func TestChecksFallAndRise(t *testing.T) {
 	})
 }
 
+// How many times in a row, to the number.
+func TestRiseAndFallAreCounted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var j journal
+		var mu sync.Mutex
+		var sick bool
+		var fails, passes int // since that changed
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			spare(c)
+			c.Health.Rise, c.Health.Fall = 4, 5
+			c.Health.Check = func(context.Context, smtplb.CheckRequest) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if sick {
+					fails++
+					return errors.New("sick")
+				}
+				passes++
+				return nil
+			}
+			j.listen(c)
+		})
+		defer h.close()
+		count := func(now bool, n *int, want int, state string) {
+			t.Helper()
+			mu.Lock()
+			sick, fails, passes = now, 0, 0
+			mu.Unlock()
+			for range 120 {
+				h.use(time.Second)
+				mu.Lock()
+				n := *n
+				mu.Unlock()
+				if is := h.state(1) == state; is != (n >= want) {
+					t.Fatalf("after %d checks it is %s", n, h.state(1))
+				} else if is {
+					return
+				}
+			}
+			t.Fatalf("it is %s for ever", h.state(1))
+		}
+		h.use(20 * time.Second)
+		count(true, &fails, 5, "down")
+		count(false, &passes, 4, "slow start")
+	})
+}
+
 // While the checks of a relay are in doubt, one failure or two are forgotten with the next success.
 func TestChecksForgive(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -480,7 +527,7 @@ func TestAllDown(t *testing.T) {
 		defer h.close()
 		h.use(20 * time.Second)
 		h.net.Blackhole("r0.test:25", true)
-		time.Sleep(80 * time.Second) // three checks of 10 s
+		time.Sleep(2 * time.Minute) // the idle connection lives for 30 s, and then there are three checks of 10 s
 		if h.state(0) != "down" {
 			t.Fatalf("it is %s", h.state(0))
 		}
