@@ -125,6 +125,7 @@ func TestRiseAndFallAreCounted(t *testing.T) {
 			mu.Unlock()
 			for range 120 {
 				h.use(time.Second)
+				synctest.Wait() // a check may be about to end
 				mu.Lock()
 				n := *n
 				mu.Unlock()
@@ -349,11 +350,12 @@ func TestOwnCheck(t *testing.T) {
 // A check that panics, or ends its goroutine, says nothing, and takes nothing along.
 func TestChecksThatPanic(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		n := 0
+		var checks atomic.Int64
 		h := newHouse(t, 2, func(c *smtplb.Config) {
 			spare(c)
 			c.Health.Check = func(ctx context.Context, r smtplb.CheckRequest) error {
-				if n++; r.Login && n > 4 || n%3 == 0 {
+				n := checks.Add(1)
+				if r.Login && n > 4 || n%3 == 0 {
 					runtime.Goexit()
 				}
 				if n%3 == 1 {
@@ -367,8 +369,8 @@ func TestChecksThatPanic(t *testing.T) {
 		for h.pool.Ping(t.Context()) == nil {
 		}
 		h.use(2 * time.Minute)
-		if s := h.pool.Stats().Relays[1]; n < 8 || s.State == "down" || s.InFlight != 0 {
-			t.Errorf("%d checks, %+v", n, s)
+		if s := h.pool.Stats().Relays[1]; checks.Load() < 8 || s.State == "down" || s.InFlight != 0 {
+			t.Errorf("%d checks, %+v", checks.Load(), s)
 		}
 		if err := h.pool.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "did not return") {
 			t.Errorf("%v", err)
