@@ -91,7 +91,7 @@ func (r *standing) setAdmin(s AdminState) {
 
 // Ping checks all relays but those in AdminMaintenance, as Health says, and logs in to each, once: it is for an operator who wants to know, not for many times
 // a minute, as relays lock accounts. It returns nil if all are well, else their errors joined, each with the relay's name (most are a *RelayError). What it finds
-// out counts as the pool's own checks do. Where all connections of a relay are in use, it waits for one.
+// out counts as the pool's own checks do. Where all connections of a relay are in use, it waits for one. A relay that Update takes away meanwhile is passed over.
 //
 // Ping ends with ctx, and then returns the context's cause for those that it could not check.
 func (p *Pool) Ping(ctx context.Context) error {
@@ -138,6 +138,9 @@ func (p *Pool) ping(ctx context.Context, f *fleet, r *relay) error {
 		r.mu.Lock()
 		era := r.checks.era
 		r.mu.Unlock()
+		if is := p.fleet.Load().named(r.name); is == nil || is.standing != r.standing {
+			return nil // an Update has taken it away, and all its slots
+		}
 		found := p.check(ctx, r, &f.health, true)
 		if found.busy {
 			select {

@@ -270,10 +270,13 @@ func (r *standing) checkIsDue(h *Health, now time.Time) bool {
 	if now.Before(c.due) {
 		return false
 	}
-	if said := time.Unix(0, r.answered.Load()); !r.down.Load() && now.Sub(said) < h.Interval {
-		c.fails, c.login = 0, false
-		c.due = said.Add(scattered(h.Interval))
-		return false
+	if nano := r.answered.Load(); nano != 0 {
+		c.login = false // a message has shown that it works
+		if said := time.Unix(0, nano); !r.down.Load() && now.Sub(said) < h.Interval {
+			c.fails = 0
+			c.due = said.Add(scattered(h.Interval))
+			return false
+		}
 	}
 	c.under = true
 	return true

@@ -95,6 +95,54 @@ func TestChecksFallAndRise(t *testing.T) {
 	})
 }
 
+// How many times in a row, to the number.
+func TestRiseAndFallAreCounted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var j journal
+		var mu sync.Mutex
+		var sick bool
+		var fails, passes int // since that changed
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			spare(c)
+			c.Health.Rise, c.Health.Fall = 4, 5
+			c.Health.Check = func(context.Context, smtplb.CheckRequest) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if sick {
+					fails++
+					return errors.New("sick")
+				}
+				passes++
+				return nil
+			}
+			j.listen(c)
+		})
+		defer h.close()
+		count := func(now bool, n *int, want int, state string) {
+			t.Helper()
+			mu.Lock()
+			sick, fails, passes = now, 0, 0
+			mu.Unlock()
+			for range 120 {
+				h.use(time.Second)
+				synctest.Wait() // a check may be about to end
+				mu.Lock()
+				n := *n
+				mu.Unlock()
+				if is := h.state(1) == state; is != (n >= want) {
+					t.Fatalf("after %d checks it is %s", n, h.state(1))
+				} else if is {
+					return
+				}
+			}
+			t.Fatalf("it is %s for ever", h.state(1))
+		}
+		h.use(20 * time.Second)
+		count(true, &fails, 5, "down")
+		count(false, &passes, 4, "slow start")
+	})
+}
+
 // While the checks of a relay are in doubt, one failure or two are forgotten with the next success.
 func TestChecksForgive(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -302,11 +350,12 @@ func TestOwnCheck(t *testing.T) {
 // A check that panics, or ends its goroutine, says nothing, and takes nothing along.
 func TestChecksThatPanic(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		n := 0
+		var checks atomic.Int64
 		h := newHouse(t, 2, func(c *smtplb.Config) {
 			spare(c)
 			c.Health.Check = func(ctx context.Context, r smtplb.CheckRequest) error {
-				if n++; r.Login && n > 4 || n%3 == 0 {
+				n := checks.Add(1)
+				if r.Login && n > 4 || n%3 == 0 {
 					runtime.Goexit()
 				}
 				if n%3 == 1 {
@@ -320,8 +369,8 @@ func TestChecksThatPanic(t *testing.T) {
 		for h.pool.Ping(t.Context()) == nil {
 		}
 		h.use(2 * time.Minute)
-		if s := h.pool.Stats().Relays[1]; n < 8 || s.State == "down" || s.InFlight != 0 {
-			t.Errorf("%d checks, %+v", n, s)
+		if s := h.pool.Stats().Relays[1]; checks.Load() < 8 || s.State == "down" || s.InFlight != 0 {
+			t.Errorf("%d checks, %+v", checks.Load(), s)
 		}
 		if err := h.pool.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "did not return") {
 			t.Errorf("%v", err)
@@ -480,7 +529,7 @@ func TestAllDown(t *testing.T) {
 		defer h.close()
 		h.use(20 * time.Second)
 		h.net.Blackhole("r0.test:25", true)
-		time.Sleep(80 * time.Second) // three checks of 10 s
+		time.Sleep(2 * time.Minute) // the idle connection lives for 30 s, and then there are three checks of 10 s
 		if h.state(0) != "down" {
 			t.Fatalf("it is %s", h.state(0))
 		}
