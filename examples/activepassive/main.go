@@ -11,8 +11,7 @@
 //	the standby has taken over: primary 0, standby 20
 //	primary is started again
 //	  primary is half-open
-//	  primary is probing
-//	  primary is closed
+//	  primary is in slow start
 //	the primary has it all again: primary 20, standby 0
 //	every message was accepted, and none is stored twice: 3 of them needed a second relay, of 61
 //
@@ -25,6 +24,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/smtplb/smtplb"
@@ -58,6 +58,7 @@ func demo(w io.Writer) error {
 	defer primary.Close()
 	defer standby.Close()
 
+	last := ""
 	events := make(chan smtplb.RelayEvent, 100) // a hook may be called in any goroutine
 	pool, err := smtplb.New(config(primary.Addr, standby.Addr, func(e smtplb.RelayEvent) {
 		select {
@@ -86,7 +87,11 @@ func demo(w io.Writer) error {
 		hops += len(receipt.Attempts) - 1
 		for len(events) > 0 {
 			e := <-events
-			fmt.Fprintf(w, "  %s is %s", e.Relay, e.State)
+			if e.State == last { // its circuit breaker has moved: half-open, it lets one message after the other try
+				continue
+			}
+			last = e.State
+			fmt.Fprintf(w, "  %s is %s", e.Relay, strings.Replace(e.State, "slow", "in slow", 1))
 			if e.State == "open" { // else it is why it opened last
 				fmt.Fprintf(w, ": %s", e.Reason)
 			}
