@@ -125,6 +125,9 @@ func (c *endurance) run() {
 		c.pool.Close()
 		<-all
 	}
+	for _, s := range c.relays { // what hangs there for ever takes up room otherwise
+		_ = s.Restart() // which can't fail: it runs
+	}
 	time.Sleep(time.Minute) // races, checks and farewells end
 	synctest.Wait()
 	c.settle()
