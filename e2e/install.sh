@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the end-to-end tests run against: Postfix with Cyrus SASL, and
-# CPython's own test suite, whose test_email/data/*.txt are a collection of real
-# and malformed mail. Debian and its relatives; needs root and apt.
+# Installs what the end-to-end tests run against: Postfix with Cyrus SASL, HAProxy,
+# and CPython's own test suite, whose test_email/data/*.txt are a collection of
+# real and malformed mail. Debian and its relatives; needs root and apt.
 #
 # Packages that are there already are skipped, and no daemon is started.
 set -euo pipefail
@@ -16,7 +16,7 @@ need='this needs root and apt: run it as root on Debian or a relative, or in a c
 for p in apt-get dpkg-query; do command -v "$p" >/dev/null || die "$need"; done
 
 want=()
-for p in postfix sasl2-bin libsasl2-modules libsasl2-modules-db; do
+for p in postfix sasl2-bin libsasl2-modules libsasl2-modules-db haproxy; do
   installed "$p" || want+=("$p")
 done
 if [ ${#want[@]} -eq 0 ] && mails; then

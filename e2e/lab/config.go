@@ -82,14 +82,34 @@ func (r *Relay) configure(ca *authority) error {
 		}
 	}
 
-	local, realm, _ := strings.Cut(Username, "@")
-	db := r.path("etc/sasl/sasldb2")
-	cmd := exec.Command(r.tools.saslpasswd2, "-p", "-c", "-f", db, "-u", realm, local)
-	cmd.Stdin = strings.NewReader(Password)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("saslpasswd2: %w: %s", err, out)
+	if err := r.SetPassword(Username, Password); err != nil {
+		return err
 	}
-	return os.Chown(db, r.tools.uid, -1)
+	return os.Chown(r.saslDB(), r.tools.uid, -1)
+}
+
+func (r *Relay) saslDB() string { return r.path("etc/sasl/sasldb2") }
+
+// SetPassword gives the relay a user, "app@lab.test" say, or changes the user's
+// password, for logins from now on.
+func (r *Relay) SetPassword(username, password string) error {
+	local, realm, _ := strings.Cut(username, "@")
+	return r.saslpasswd2(password, "-p", "-c", "-u", realm, local)
+}
+
+// RemoveUser takes a user away. Connections that have logged in go on.
+func (r *Relay) RemoveUser(username string) error {
+	local, realm, _ := strings.Cut(username, "@")
+	return r.saslpasswd2("", "-d", "-u", realm, local)
+}
+
+func (r *Relay) saslpasswd2(stdin string, args ...string) error {
+	cmd := exec.Command(r.tools.saslpasswd2, append([]string{"-f", r.saslDB()}, args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: saslpasswd2: %w: %s", r.Name, err, out)
+	}
+	return nil
 }
 
 const saslConf = `pwcheck_method: auxprop

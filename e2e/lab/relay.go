@@ -321,12 +321,18 @@ func (r *Relay) owns(pid int) bool {
 	return err == nil && cwd == r.spool()
 }
 
-func (r *Relay) logTail(lines int) string {
+// Log returns what Postfix has logged so far.
+func (r *Relay) Log() (string, error) {
 	b, err := os.ReadFile(r.path("log/mail.log"))
+	return string(b), err
+}
+
+func (r *Relay) logTail(lines int) string {
+	log, err := r.Log()
 	if err != nil {
 		return err.Error()
 	}
-	all := strings.Split(strings.TrimSpace(string(b)), "\n")
+	all := strings.Split(strings.TrimSpace(log), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
