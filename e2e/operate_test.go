@@ -87,8 +87,9 @@ func TestDrain(t *testing.T) {
 
 // TestCredentials changes what the pool logs in with, under load: first to
 // another user, then, relay by relay, to a new password of that user, where the
-// relay knows the new one before the pool does. No send fails, and each message
-// that is sent after Update has returned is logged by Postfix as the new user's.
+// relay knows the new one before the pool does. No send fails, each message that
+// is sent after Update has returned is logged by Postfix as the new user's, and
+// the old user's connections end with QUIT.
 func TestCredentials(t *testing.T) {
 	const (
 		newUser     = "app2@lab.test"
@@ -137,8 +138,20 @@ func TestCredentials(t *testing.T) {
 	}
 	time.Sleep(2 * time.Second)
 
+	for i, r := range l.Relays {
+		for _, line := range logged(t, r, skip[i], ": disconnect from") {
+			if !strings.Contains(line, " quit=1 ") {
+				t.Errorf("no QUIT: %s", line)
+			}
+		}
+		if lost := logged(t, r, skip[i], "lost connection"); len(lost) > 0 {
+			t.Errorf("connections to %s were lost: %q", r.Name, lost)
+		}
+	}
+
 	// Whoever logs in between the relay's change and the pool's is refused, and the
-	// message leaves through another relay.
+	// message leaves through another relay. That the refusing relay's breaker opens
+	// then, until Update closes it, ends connections without a QUIT.
 	var rolled []time.Time
 	for i, r := range l.Relays {
 		if err := r.SetPassword(newUser, newest); err != nil {
@@ -168,14 +181,6 @@ func TestCredentials(t *testing.T) {
 		}
 		refused += len(logged(t, r, skip[i], "authentication failed"))
 		connections += len(logged(t, r, skip[i], ": connect from"))
-		for _, line := range logged(t, r, skip[i], ": disconnect from") {
-			if !strings.Contains(line, " quit=1 ") {
-				t.Errorf("no QUIT: %s", line)
-			}
-		}
-		if lost := logged(t, r, skip[i], "lost connection"); len(lost) > 0 {
-			t.Errorf("connections to %s were lost: %q", r.Name, lost)
-		}
 	}
 	messages := map[string]int{} // by user
 	for _, p := range tr.parcels {
