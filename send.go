@@ -243,7 +243,7 @@ func (d *delivery) quick() bool {
 // take lets a tier's picker choose among the relays with a free connection, for d.turn.
 func (d *delivery) take(t *tier) bool {
 	attempt := d.made + 1
-	if d.asked { // the turn that the picker's sequence had for this message is used up: a draw decides, or who is next would inherit it
+	if d.asked { // this message has used up a turn of the picker's sequence, and gets no other: a draw decides
 		attempt = max(attempt, 2)
 	}
 	r := t.pick(d.info(d.skip, attempt))

@@ -112,3 +112,57 @@ func TestCandidates(t *testing.T) {
 		}
 	}
 }
+
+// recorder is a picker that names what it is told to, and keeps what it was asked.
+type recorder struct {
+	names []int
+	asked []PickInfo
+}
+
+func (r *recorder) Pick(info PickInfo) int {
+	info.Skip = append(Bitset{}, info.Skip...)
+	r.asked = append(r.asked, info)
+	i := r.names[0]
+	r.names = r.names[1:]
+	return i
+}
+
+// A message uses up one turn of a picker's sequence at the most. A balancer of somebody else is told what to skip whenever it is asked.
+func TestPickerIsAsked(t *testing.T) {
+	r := &recorder{}
+	for _, b := range []Balancer{&ownBalancer{picker: func([]RelayView) Picker { return r }}, anothers{r}} {
+		p, d := choosing(t, t.Context(), 3, func(c *Config) {
+			c.Balancer = b
+			c.Relays[1].Conns.Max = 1
+		})
+		turn, ok := p.conns.Try(d.fleet.relays[1].lane, false)
+		if !ok {
+			t.Fatal("no turn")
+		}
+		defer turn.Put(0)
+		r.names, r.asked = []int{1, 2}, nil
+		_, own := b.(*ownBalancer)
+		if !own {
+			r.names = r.names[1:]
+		}
+		permit, ok, err := p.turn(t.Context(), d)
+		if !ok {
+			t.Fatal(err)
+		}
+		permit.Done(breaker.NotCounted)
+		d.turn.Put(0)
+		for n, info := range r.asked {
+			quick := own && n == 0
+			if want := n + 1; info.Attempt != want || quick != (info.Skip.Count() == 0) || !quick && (info.Skip.Has(0) || !info.Skip.Has(1) || info.Skip.Has(2)) {
+				t.Errorf("own balancer %v, asked for the %dth time: %+v", own, n+1, info)
+			}
+		}
+		if len(r.names) != 0 {
+			t.Errorf("own balancer %v: asked %d times", own, len(r.asked))
+		}
+	}
+}
+
+type anothers struct{ p Picker }
+
+func (a anothers) NewPicker([]RelayView) Picker { return a.p }
