@@ -207,7 +207,12 @@ func weights(relays []RelayView) []float64 {
 func loads(relays []RelayView) []balance.Load {
 	l := make([]balance.Load, len(relays))
 	for i, r := range relays {
-		l[i] = r
+		if v, ok := r.(view); ok {
+			word, shift := v.pool.conns.Gauge(v.lane)
+			l[i] = balance.Gauge{Word: word, Shift: shift}
+		} else {
+			l[i] = r
+		}
 	}
 	return l
 }

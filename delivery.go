@@ -45,7 +45,8 @@ type delivery struct {
 	tried, denied, again Bitset
 	lanes                Bitset // the lanes of those that may take it now, by their member
 	skip, skipBuf        Bitset // of the tier that lanes is about
-	candidates           int    // relays that could be tried now, in any tier
+	candidates           int    // relays that could be tried now, in any tier; see count
+	asked                bool   // this turn: a picker was, see quick
 	prefer               string
 	unpaid               bool          // this turn is one that the budget knows nothing of
 	frugal               bool          // the budget is used up: this turn is for relays that are well
@@ -64,8 +65,8 @@ type delivery struct {
 	place connpool.Request // in the queue; Seen, Lag and Bulk count before there is any
 	turn  connpool.Turn[*session.Conn]
 	try   attempt
-	next  *leg // where the next attempt is under way already
-	bits  [5][4]uint64
+	next  *leg   // where the next attempt is under way already
+	bits  Bitset // what the sets above are parts of
 }
 
 // recipient is one distinct recipient. While its outcome is the zero one it is pending; relay, stage, reply and err are then of the last relay that was tried for it.
@@ -102,18 +103,14 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 // man makes the bitsets for a fleet.
 func (d *delivery) man(f *fleet) {
 	d.fleet = f
-	for i, set := range [...]*Bitset{&d.tried, &d.denied, &d.again, &d.skipBuf, &d.lanes} {
-		n := words(len(f.relays))
-		if set == &d.lanes {
-			n = words(len(f.byLane))
-		}
-		if n <= len(d.bits[i]) {
-			d.bits[i] = [4]uint64{}
-			*set = d.bits[i][:n]
-		} else {
-			*set = make(Bitset, n)
-		}
+	n, lanes := words(len(f.relays)), words(len(f.byLane))
+	if all := 4*n + lanes; all > cap(d.bits) {
+		d.bits = make(Bitset, all)
+	} else {
+		d.bits = d.bits[:all]
+		clear(d.bits)
 	}
+	d.tried, d.denied, d.again, d.skipBuf, d.lanes = d.bits[:n], d.bits[n:2*n], d.bits[2*n:3*n], d.bits[3*n:4*n], d.bits[4*n:]
 }
 
 // move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again, but for relays that are reached in another way now: it may have tried the old
@@ -162,7 +159,7 @@ func (d *delivery) free() {
 	clear(d.res.Rcpts[:cap(d.res.Rcpts)])
 	tx := d.tx
 	*tx = session.Transaction{}
-	*d = delivery{rcpts: d.rcpts[:0], entry: d.entry[:0], to: d.to[:0], who: d.who[:0], tx: tx, res: session.Result{Rcpts: d.res.Rcpts[:0]}}
+	*d = delivery{rcpts: d.rcpts[:0], entry: d.entry[:0], to: d.to[:0], who: d.who[:0], tx: tx, bits: d.bits[:0], res: session.Result{Rcpts: d.res.Rcpts[:0]}}
 	if cap(d.rcpts) <= 1024 { // a huge envelope's memory is not kept
 		deliveries.Put(d)
 	}
@@ -274,13 +271,7 @@ func (d *delivery) decide(x *recipient, o Outcome) {
 // finish settles what is pending, and makes the receipt. cause is why no more was tried; nil where all relays that may take the
 // message had their say.
 func (d *delivery) finish(cause error) (*Receipt, error) {
-	r := d.receipt
-	against := 0 // relays that can't take such a message
-	for _, relay := range d.fleet.relays {
-		if !d.tried.Has(relay.index) && relay.lacks(d) != nil {
-			against++
-		}
-	}
+	r, against := d.receipt, -1
 	var wait time.Duration
 	all := true
 	if cause == nil {
@@ -293,6 +284,9 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome == 0 {
+			if against < 0 {
+				against = d.against()
+			}
 			switch {
 			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays) && !d.fleet.unnamed(): // of relays that came and went nobody knows
 				d.decide(x, Failed)
@@ -336,6 +330,17 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 		r.body, d.owned = Body{kind: bodyKept, kept: &kept}, false // a file lives as long as the receipt, or what Retry makes of it
 	}
 	return r, &SendError{RetryAfter: wait, Receipt: r, cause: cause, throttled: d.throttled}
+}
+
+// against counts the relays that weren't tried because they can't take such a message.
+func (d *delivery) against() int {
+	n := 0
+	for _, r := range d.fleet.relays {
+		if !d.tried.Has(r.index) && r.lacks(d) != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // soonest is when the first relay can be used again, 0 where one can now.

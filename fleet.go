@@ -24,6 +24,7 @@ type fleet struct {
 	balancer Balancer
 	attempts int // for one message at the most
 	streams  streams
+	own      bool // the balancer is one of the package's
 	slows    bool // see ownBalancer
 	hedging  bool
 	maxWait  time.Duration // 0: no limit
@@ -112,7 +113,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		f.balancer = Adaptive()
 	}
 	if b, ok := f.balancer.(*ownBalancer); ok {
-		f.slows = b.slows
+		f.own, f.slows = true, b.slows
 	}
 	for i := range specs {
 		specs[i].place = i

@@ -165,17 +165,20 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
 	d.spilled, d.frugal, d.waitUntil = 0, false, time.Time{}
 	d.unpaid = d.made == 0 || d.ownHop()
-	for {
+	for d.asked = false; ; {
 		d.place.Seen = p.conns.Changes()
 		d.move()
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
 		}
-		tier := d.choose()
-		if tier == nil {
-			return permit, false, d.nobody()
+		var tier *tier
+		taken := d.quick()
+		if !taken {
+			if tier = d.choose(); tier == nil {
+				return permit, false, d.nobody()
+			}
+			taken = d.take(tier)
 		}
-		taken := d.take(tier)
 		for n := 0; !taken && n < d.spilled; n++ {
 			next := d.after(tier)
 			if next == nil {
@@ -221,12 +224,37 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	}
 }
 
+// quick is choose and take at once, for a first attempt where nothing is wrong: the first tier's picker names a relay, and where that one may take d now, it is what choose would have
+// led to, without a look at all the others. It asks once in a turn, and only a picker that keeps to its relays' weights whatever Skip says: the package's own.
+func (d *delivery) quick() bool {
+	f := d.fleet
+	if d.asked || d.made > 0 || d.prefer != "" || !f.own || len(f.tiers) == 0 {
+		return false
+	}
+	d.asked = true
+	r := f.tiers[0].pick(d.info(nil, 1))
+	if r == nil || !d.may(r) || d.shuns(r) || !d.tryLane(r) {
+		return false
+	}
+	d.count(false)
+	return true
+}
+
 // take lets a tier's picker choose among the relays with a free connection, for d.turn.
 func (d *delivery) take(t *tier) bool {
-	r := t.pick(d.info(d.skip, d.made+1))
+	attempt := d.made + 1
+	if d.asked { // this message has used up a turn of the picker's sequence, and gets no other: a draw decides
+		attempt = max(attempt, 2)
+	}
+	r := t.pick(d.info(d.skip, attempt))
 	if r == nil || !d.lanes.Has(r.member) { // whatever it did to Skip
 		return false
 	}
+	return d.tryLane(r)
+}
+
+// tryLane takes a free connection slot of r, if there is one, for d.turn.
+func (d *delivery) tryLane(r *relay) bool {
 	turn, ok := d.pool.conns.Try(r.lane, d.place.Bulk)
 	if ok {
 		d.turn = *turn
@@ -302,36 +330,45 @@ var (
 func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
-	if r := f.byName[d.prefer]; r != nil && d.may(r) {
-		d.lanes.add(r.member)
-		d.candidates = 0
-		for _, r := range f.relays {
-			if d.may(r) {
-				d.candidates++
-			}
+	if d.prefer != "" {
+		if r := f.byName[d.prefer]; r != nil && d.may(r) {
+			d.lanes.add(r.member)
+			d.count(true)
+			return d.mask(f.tierOf(r))
 		}
-		return d.mask(f.tierOf(r))
 	}
 	for _, soft := range [...]bool{false, true} {
-		var chosen *tier
-		d.candidates = 0
 		for _, t := range f.tiers {
+			found := false
 			for _, r := range t.relays {
-				if !d.may(r) || !soft && d.shuns(r) {
-					continue
-				}
-				d.candidates++
-				if chosen == nil || chosen == t {
-					chosen = t
+				if d.may(r) && (soft || !d.shuns(r)) {
 					d.lanes.add(r.member)
+					found = true
 				}
 			}
-		}
-		if chosen != nil {
-			return d.mask(chosen)
+			if found {
+				d.count(soft)
+				return d.mask(t)
+			}
 		}
 	}
 	return nil
+}
+
+// count sets d.candidates, which is for sharing out the caller's time: without a deadline nobody asks for it, and beyond the attempts that a message has it makes no difference. soft: the relays
+// that d shuns are among them.
+func (d *delivery) count(soft bool) {
+	d.candidates = 0
+	if d.deadline.IsZero() {
+		return
+	}
+	for _, r := range d.fleet.relays {
+		if d.may(r) && (soft || !d.shuns(r)) {
+			if d.candidates++; d.candidates >= d.fleet.attempts {
+				return
+			}
+		}
+	}
 }
 
 // after adds to d.lanes the relays of the next tier that has some for d. It looks for no soft reason to use a relay: who spills over isn't in need.

@@ -9,7 +9,7 @@ import (
 	"github.com/smtplb/smtplb/internal/balance"
 )
 
-// gauge is a relay of a benchmark: as in the pool, its load is an atomic behind an interface.
+// gauge is a relay whose load is an atomic behind an interface.
 type gauge struct{ inFlight, latency atomic.Int64 }
 
 func (g *gauge) InFlight() int          { return int(g.inFlight.Load()) }
@@ -25,6 +25,16 @@ func gauges(n int, load func(i int) int) (gs []*gauge, loads []balance.Load, rel
 	return gs, loads, relays
 }
 
+// words are loads as the pool has them.
+func words(n int, load func(i int) int) (loads []balance.Load) {
+	for i := range n {
+		g := balance.Gauge{Word: new(atomic.Uint64), Shift: 2}
+		g.Word.Store(uint64(load(i))<<2 | 1)
+		loads = append(loads, g)
+	}
+	return loads
+}
+
 // BenchmarkPick is every algorithm's pick, at 2, 16 and 1,000 relays: idle, and with so much in flight that an
 // algorithm that looks at it has to look at everybody.
 func BenchmarkPick(b *testing.B) {
@@ -38,8 +48,9 @@ func BenchmarkPick(b *testing.B) {
 			names[i] = fmt.Sprintf("relay-%d.example.com", i)
 		}
 		none := bits(n)
-		_, quiet, latents := gauges(n, idle)
-		_, loads, busyLatents := gauges(n, busy)
+		_, _, latents := gauges(n, idle)
+		_, _, busyLatents := gauges(n, busy)
+		quiet, loads := words(n, idle), words(n, busy)
 		pick := func(name string, f func() int) {
 			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
 				b.ReportAllocs()

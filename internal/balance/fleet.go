@@ -4,11 +4,51 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
 // Load tells how many sends a relay has in flight. It is asked in a pick, so it should be an atomic load.
 type Load interface{ InFlight() int }
+
+// Gauge is a Load that a pick reads without calling anything, which is most of what looking at many relays costs: the number is what Word holds from bit Shift on.
+type Gauge struct {
+	Word  *atomic.Uint64
+	Shift uint
+}
+
+// InFlight reads the number.
+func (g Gauge) InFlight() int { return int(g.Word.Load() >> (g.Shift & 63)) }
+
+// gauges are the loads of all relays.
+type gauges struct {
+	loads []Load
+	words []*atomic.Uint64 // where all of them are Gauges of one Shift; else nil
+	shift uint
+}
+
+func newGauges(loads []Load) gauges {
+	g := gauges{loads: loads}
+	words := make([]*atomic.Uint64, 0, len(loads))
+	for _, l := range loads {
+		x, ok := l.(Gauge)
+		if !ok || len(words) > 0 && x.Shift != g.shift {
+			return g
+		}
+		g.shift = x.Shift
+		words = append(words, x.Word)
+	}
+	g.words = words
+	return g
+}
+
+// at returns how many sends i has in flight.
+func (g *gauges) at(i int) int {
+	if i < len(g.words) {
+		return int(g.words[i].Load() >> (g.shift & 63))
+	}
+	return g.loads[i].InFlight()
+}
 
 // Latent is a Load that knows how long its relay takes, too; 0: not known yet.
 type Latent interface {
@@ -51,37 +91,86 @@ func (f *fleet) among(w int, skip []uint64) uint64 {
 	return f.live[w]
 }
 
-// min returns, of those that may be chosen, the one with the least (load+plus)/weight, and whether others have no more than it. -1: there is none.
-func (f *fleet) min(loads []Load, plus float64, skip []uint64) (best int, least float64, ties bool) {
-	best, least = -1, math.Inf(1)
+// fewest returns the one with the least (load+plus)/weight of those that may be chosen, one drawn by weight where several have no more than it, and that least. -1: there is none, or
+// none with less than limit.
+func (f *fleet) fewest(g *gauges, plus, limit float64, skip []uint64) int {
+	if len(f.live) == 1 {
+		_, equal := f.least64(g, plus, limit, 0, skip)
+		return f.drawBits(equal)
+	}
+	least := limit
+	for w := range f.live {
+		least, _ = f.least64(g, plus, least, w, skip)
+	}
+	if least == limit {
+		return -1
+	}
+	// In a second look each that has no more is kept with the probability that it should have of those that were seen.
+	chosen, sum := -1, 0.0
 	for w := range f.live {
 		for m := f.among(w, skip); m != 0; m &= m - 1 {
 			i := w<<6 | bits.TrailingZeros64(m)
-			if s := (float64(loads[i].InFlight()) + plus) * f.costs[i]; s <= least {
-				ties = s == least
-				best, least = i, s
-			}
-		}
-	}
-	return best, least, ties
-}
-
-// drawEqual draws by weight among those that may be chosen and have no more than least of (load+plus)/weight; i where meanwhile there is none any more.
-func (f *fleet) drawEqual(loads []Load, plus, least float64, skip []uint64, i int) int {
-	var sum float64
-	for w := range f.live {
-		for m := f.among(w, skip); m != 0; m &= m - 1 {
-			j := w<<6 | bits.TrailingZeros64(m)
-			if (float64(loads[j].InFlight())+plus)*f.costs[j] > least {
+			if (float64(g.at(i))+plus)*f.costs[i] > least {
 				continue
 			}
-			// Of those that were seen, each is kept with the probability that it should have: so one pass is enough.
-			if sum += f.weights[j]; rand.Float64()*sum < f.weights[j] {
-				i = j
+			if sum += f.weights[i]; rand.Float64()*sum < f.weights[i] || chosen < 0 {
+				chosen = i
 			}
 		}
 	}
-	return i
+	return chosen
+}
+
+// least64 returns the least (load+plus)/weight below limit of the indices 64·w to 64·w+63 that may be chosen, and which of them have it: limit and none, where all have more, or as much.
+func (f *fleet) least64(g *gauges, plus, limit float64, w int, skip []uint64) (least float64, equal uint64) {
+	costs, words := f.costs[w<<6:], g.words
+	if words != nil {
+		words = words[w<<6:]
+	}
+	// No number is negative: so they are in the order of their bits, which are compared without a branch that nobody could predict.
+	top := math.Float64bits(limit)
+	for m := f.among(w, skip); m != 0; m &= m - 1 {
+		i := bits.TrailingZeros64(m)
+		var load int
+		if i < len(words) {
+			load = int(words[i].Load() >> (g.shift & 63))
+		} else {
+			load = g.loads[w<<6|i].InFlight()
+		}
+		s := math.Float64bits((float64(load) + plus) * costs[i])
+		bit := m & -m
+		both := equal | bit
+		if s == top && equal != 0 {
+			equal = both
+		}
+		if s < top {
+			equal = bit
+		}
+		top = min(top, s)
+	}
+	return math.Float64frombits(top), equal
+}
+
+// drawBits draws by weight among the indices whose bits are set. -1: there is none.
+func (f *fleet) drawBits(m uint64) int {
+	if m&(m-1) == 0 {
+		if m == 0 {
+			return -1
+		}
+		return bits.TrailingZeros64(m)
+	}
+	var sum float64
+	for rest := m; rest != 0; rest &= rest - 1 {
+		sum += f.weights[bits.TrailingZeros64(rest)]
+	}
+	r := rand.Float64() * sum
+	for {
+		i := bits.TrailingZeros64(m)
+		if m &= m - 1; m == 0 || r < f.weights[i] {
+			return i
+		}
+		r -= f.weights[i]
+	}
 }
 
 // RoundRobin picks the one whose turn it is in a Table, or draws by weight where that one can't be used.
@@ -109,12 +198,12 @@ func (p *RoundRobin) Pick(first bool, skip []uint64) int {
 // LeastInFlight picks the one with the fewest sends in flight for its weight. Among equals it is the one whose turn it is in a Table: an idle fleet is used as its weights say.
 type LeastInFlight struct {
 	fleet
-	loads []Load
+	gauges
 }
 
 // NewLeastInFlight returns the picker for weights, with one load for each.
 func NewLeastInFlight(weights []float64, loads []Load) *LeastInFlight {
-	return &LeastInFlight{newFleet(weights), loads}
+	return &LeastInFlight{newFleet(weights), newGauges(loads)}
 }
 
 // Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message.
@@ -123,30 +212,26 @@ func (p *LeastInFlight) Pick(first bool, skip []uint64) int {
 	if a < 0 {
 		return -1
 	}
-	q := p.loads[a].InFlight()
+	q := p.at(a)
 	if q <= 0 {
 		return a // nobody has less than nothing
 	}
-	b, least, ties := p.min(p.loads, 0, skip)
-	switch {
-	case b < 0 || float64(q)*p.costs[a] <= least:
-		return a
-	case ties:
-		return p.drawEqual(p.loads, 0, least, skip, b)
+	if b := p.fewest(&p.gauges, 0, float64(q)*p.costs[a], skip); b >= 0 {
+		return b
 	}
-	return b
+	return a
 }
 
 // Adaptive picks the one whose turn it is in a Table, unless another would, with this send, still have less in flight for its weight than that one has
 // without it. So an idle fleet is used exactly as its weights say, and a busy one as it keeps up.
 type Adaptive struct {
 	fleet
-	loads []Load
+	gauges
 }
 
 // NewAdaptive returns the picker for weights, with one load for each.
 func NewAdaptive(weights []float64, loads []Load) *Adaptive {
-	return &Adaptive{newFleet(weights), loads}
+	return &Adaptive{newFleet(weights), newGauges(loads)}
 }
 
 // Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message.
@@ -155,25 +240,18 @@ func (p *Adaptive) Pick(first bool, skip []uint64) int {
 	if a < 0 {
 		return -1
 	}
-	has := float64(p.loads[a].InFlight()) * p.costs[a]
+	has := float64(p.at(a)) * p.costs[a]
 	if has <= p.least {
 		return a // the least that another can come to is one send on the heaviest
 	}
-	if len(p.loads) > scanMost {
-		b := p.alias.DrawAmong(skip)
-		if b >= 0 && has > float64(p.loads[b].InFlight()+1)*p.costs[b] {
+	if len(p.costs) > scanMost {
+		if b := p.alias.DrawAmong(skip); b >= 0 && has > float64(p.at(b)+1)*p.costs[b] {
 			return b
 		}
-		return a
+	} else if b := p.fewest(&p.gauges, 1, has, skip); b >= 0 {
+		return b
 	}
-	b, least, ties := p.min(p.loads, 1, skip)
-	switch {
-	case b < 0 || has <= least:
-		return a
-	case ties:
-		return p.drawEqual(p.loads, 1, least, skip, b)
-	}
-	return b
+	return a
 }
 
 // Latency picks the one with the least latency·(in flight + 1)/weight: of all, or, of more than 32, of two different ones that are drawn by weight. One whose latency is
@@ -228,22 +306,7 @@ func (p *Latency) Pick(_ bool, skip []uint64) int {
 			equal |= 1 << i
 		}
 	}
-	if equal&(equal-1) == 0 {
-		return bits.TrailingZeros64(equal)
-	}
 	return p.drawBits(equal)
-}
-
-// drawBits draws by weight among the indices whose bits are set.
-func (p *Latency) drawBits(m uint64) int {
-	chosen, sum := -1, 0.0
-	for ; m != 0; m &= m - 1 {
-		i := bits.TrailingZeros64(m)
-		if sum += p.weights[i]; rand.Float64()*sum < p.weights[i] || chosen < 0 {
-			chosen = i
-		}
-	}
-	return chosen
 }
 
 // two draws two, without putting the first back: with it back, a slow relay would come up against itself once in every n draws, and win.

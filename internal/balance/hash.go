@@ -14,7 +14,7 @@ import (
 // Beyond 64 relays a key stands for one of 65,536 slots, and which relay a slot has is remembered.
 type Hash struct {
 	fleet
-	loads []Load
+	gauges
 	bound float64 // 0: no bound
 	names []uint64
 	equal bool           // all weights are the same, so that u decides
@@ -29,7 +29,7 @@ const (
 // NewHash returns the picker for the relays of these names. bound, if it is more than 0, is how many times its weight's share of all sends in flight a relay may have: above it,
 // keys go to their next relay (V. Mirrokni, M. Thorup, M. Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018).
 func NewHash(weights []float64, names []string, loads []Load, bound float64) *Hash {
-	h := &Hash{loads: loads, bound: bound, names: make([]uint64, len(names)), equal: true}
+	h := &Hash{gauges: newGauges(loads), bound: bound, names: make([]uint64, len(names)), equal: true}
 	f := &h.fleet
 	f.weights, f.costs, f.live = normal(weights), make([]float64, len(weights)), make([]uint64, (len(weights)+63)/64)
 	for i, w := range f.weights {
@@ -68,7 +68,7 @@ func (h *Hash) Pick(key string, skip []uint64) int {
 			return -1
 		}
 	}
-	if h.bound <= 0 || h.loads[first].InFlight() <= 0 {
+	if h.bound <= 0 || h.at(first) <= 0 {
 		return first
 	}
 	most := h.most(skip) // in flight, for each unit of weight
@@ -87,7 +87,7 @@ func (h *Hash) most(skip []uint64) float64 {
 	for w := range h.live {
 		for m := h.among(w, skip); m != 0; m &= m - 1 {
 			i := w<<6 | bits.TrailingZeros64(m)
-			sends += h.loads[i].InFlight()
+			sends += h.at(i)
 			weight += h.weights[i]
 		}
 	}
@@ -96,12 +96,12 @@ func (h *Hash) most(skip []uint64) float64 {
 
 // within reports whether i may have one more: fewer than its bound, rounded up.
 func (h *Hash) within(i int, most float64) bool {
-	return float64(h.loads[i].InFlight()) < math.Ceil(most*h.weights[i])
+	return float64(h.at(i)) < math.Ceil(most*h.weights[i])
 }
 
 // scan returns the one with the greatest ln(u)/weight, of those not in skip with fewer than most in flight for each unit of weight.
 func (h *Hash) scan(key uint64, skip []uint64, most float64) int {
-	best, least, top := -1, math.Inf(1), uint64(0)
+	best, least := -1, uint64(math.MaxUint64) // bits of a float64 that is not negative: they are in the same order
 	bounded := !math.IsInf(most, 1)
 	for w := range h.live {
 		for m := h.among(w, skip); m != 0; m &= m - 1 {
@@ -110,36 +110,70 @@ func (h *Hash) scan(key uint64, skip []uint64, most float64) int {
 				continue
 			}
 			x := mix(key ^ h.names[i])
-			if h.equal {
-				if x >= top {
-					best, top = i, x
-				}
-				continue
+			s := ^x
+			if !h.equal {
+				s = math.Float64bits(minusLog(x) * h.costs[i])
 			}
-			u := (float64(x>>12) + 0.5) / (1 << 52) // neither 0 nor 1
-			if (1-u)*h.costs[i] > least {           // −ln(u) ≥ 1 − u: it can't be
-				continue
+			if s < least {
+				best = i
 			}
-			if s := -math.Log(u) * h.costs[i]; s < least || best < 0 {
-				best, least = i, s
-			}
+			least = min(least, s)
 		}
 	}
 	return best
+}
+
+const (
+	logBits  = 8       // of a mantissa choose a cell of the table
+	logUnits = 1 << 40 // in the table the logarithms are rounded to a part of this, lest two platforms' math.Log differ
+)
+
+// logs has for each part of [1, 2) the reciprocal of its middle, to 11 bits, and ln of what it is the reciprocal of, less what keeps minusLog above 0.
+var logs = func() (t [1 << logBits]struct{ inverse, ln float64 }) {
+	for i := range t {
+		c := 1 + (float64(i)+0.5)/(1<<logBits)
+		t[i].inverse = math.Round(1/c*(1<<11)) / (1 << 11)
+		t[i].ln = math.Round((-math.Log(t[i].inverse)-1e-8)*logUnits) / logUnits
+	}
+	return t
+}()
+
+// minusLog returns −ln(u) + 1e-8 for u = x/2⁶⁴, off by a fraction of that: a logarithm that is the same everywhere and takes little of math.Log's time is all that Hash
+// needs. It is more than 0. (The conversions keep compilers from fusing a multiplication with an addition, which some platforms would round in another way.)
+func minusLog(x uint64) float64 {
+	zeros := bits.LeadingZeros64(x | 1)
+	x <<= zeros
+	return float64(float64(zeros+1)*math.Ln2) - lnMantissa(x<<1)
+}
+
+// lnMantissa returns ln(1 + m/2⁶⁴) − 1e-8.
+func lnMantissa(m uint64) float64 {
+	cell := &logs[m>>(64-logBits)]
+	r := float64(math.Float64frombits(m>>12|1023<<52)*cell.inverse) - 1 // so small that ln(1+r) is r − r²/2
+	return cell.ln + (r - float64(r*float64(r*0.5)))
 }
 
 // Sum is a 64-bit hash of s, the same in every process and on every platform: eight bytes at a time are multiplied to 128 bits, of which the halves are folded, as in wyhash. Whoever
 // knows it can find keys that collide; that gains them a relay, which they could as well have had by another key.
 func Sum(s string) uint64 {
 	h := uint64(len(s)) * odd1
-	for ; len(s) >= 8; s = s[8:] {
-		h = fold(h ^ (uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56))
+	if len(s) < 8 {
+		var last uint64
+		for i := range len(s) {
+			last |= uint64(s[i]) << (8 * i)
+		}
+		return mix(fold(h ^ last))
 	}
-	var last uint64
-	for i := range len(s) {
-		last |= uint64(s[i]) << (8 * i)
+	for rest := s; len(rest) > 8; rest = rest[8:] {
+		h = fold(h ^ eight(rest))
 	}
-	return mix(fold(h ^ last))
+	return mix(fold(h ^ eight(s[len(s)-8:]))) // some of them for the second time
+}
+
+// eight returns the first eight bytes of s.
+func eight(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 const (

@@ -1,5 +1,7 @@
 package connpool
 
+import "sync/atomic"
+
 // memberBits are the low bits of a lane's number, which are its place.
 const memberBits = 16
 
@@ -157,6 +159,14 @@ func mirrorBit(bulk bool) uint64 {
 
 // Held returns, without the lock, the number of turns of a lane.
 func (p *Pool[C]) Held(lane int) int { return int(p.lane(lane).mirror.Load() >> mirrorHeld) }
+
+// Gauge returns where what Held reads stands: the bits of the word from shift on. It is
+// for those who read it so often that they don't want to look for the lane each
+// time. The word belongs to the lane, and says 0 for ever once that was removed and its
+// turns have ended, whoever has its place then.
+func (p *Pool[C]) Gauge(lane int) (word *atomic.Uint64, shift uint) {
+	return &p.lane(lane).mirror, mirrorHeld
+}
 
 // Try grants a turn of the lane if it can be had now, without overtaking a
 // waiter who could have it. Bulk doesn't get the slots that the lane keeps back.

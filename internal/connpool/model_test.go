@@ -661,6 +661,9 @@ func (m *model) check() {
 		if got := m.Held(l.number); got != l.held {
 			m.t.Errorf("Held(%d) = %d, want %d", i, got, l.held)
 		}
+		if word, shift := m.Gauge(l.number); int(word.Load()>>shift) != l.held {
+			m.t.Errorf("Gauge(%d) says %d, want %d", i, word.Load()>>shift, l.held)
+		}
 		for _, bulk := range []bool{false, true} {
 			if got, want := m.Free(l.number, bulk), m.grantable(l, bulk); got != want {
 				m.t.Errorf("Free(%d, %v) = %v, want %v", i, bulk, got, want)
