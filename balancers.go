@@ -15,7 +15,19 @@ type ownBalancer struct {
 	picker func(relays []RelayView) Picker
 	fault  string // in its options
 	slows  bool   // relays that are far slower than the others get less of their weight
+	by     string // what it goes by, see Plan.By
+	keeps  bool   // to pick changes nothing: the next picks of such a message are the same
 }
+
+// The values of Plan.By.
+const (
+	byWeight = "weight"
+	byBoth   = "weight, load where a relay is behind"
+	byLoad   = "load"
+	byTime   = "latency and load"
+	byKey    = "key"
+	byOrder  = "order"
+)
 
 func (b *ownBalancer) NewPicker(relays []RelayView) Picker { return b.picker(relays) }
 
@@ -42,7 +54,7 @@ func (p turnPicker) Pick(info PickInfo) int { return p.p.Pick(info.Attempt <= 1,
 //
 // A relay that fails fast never has anything in flight; that it attracts no traffic is the circuit breaker's doing, and failover's.
 func Adaptive() Balancer {
-	return &ownBalancer{name: "Adaptive", slows: true, picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "Adaptive", by: byBoth, slows: true, picker: func(relays []RelayView) Picker {
 		return turnPicker{balance.NewAdaptive(weights(relays), loads(relays))}
 	}}
 }
@@ -52,7 +64,7 @@ func Adaptive() Balancer {
 // begin with the same relay. A pick costs one atomic addition. Where the relay whose turn it is can't be taken, a weighted draw among the others
 // decides, so that nobody inherits a dead relay's whole share.
 func RoundRobin() Balancer {
-	return &ownBalancer{name: "RoundRobin", picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "RoundRobin", by: byWeight, picker: func(relays []RelayView) Picker {
 		return turnPicker{balance.NewRoundRobin(weights(relays))}
 	}}
 }
@@ -61,7 +73,7 @@ func RoundRobin() Balancer {
 // (see RoundRobin), so that an idle pool follows the weights; with a few messages in flight light relays get more than their share. It looks at every relay of
 // the tier.
 func LeastInFlight() Balancer {
-	return &ownBalancer{name: "LeastInFlight", picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "LeastInFlight", by: byLoad, picker: func(relays []RelayView) Picker {
 		return turnPicker{balance.NewLeastInFlight(weights(relays), loads(relays))}
 	}}
 }
@@ -73,7 +85,7 @@ func LeastInFlight() Balancer {
 // It is the best of all where one of several like relays gets slow without failing. It doesn't keep to the weights: with little traffic, the
 // fastest relay gets nearly everything.
 func Latency() Balancer {
-	return &ownBalancer{name: "Latency", picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "Latency", by: byTime, picker: func(relays []RelayView) Picker {
 		latents := make([]balance.Latent, len(relays))
 		for i, r := range relays {
 			latents[i] = r
@@ -84,7 +96,7 @@ func Latency() Balancer {
 
 // Random draws a relay by weight. It suits processes that send a message or two and end: there is no sequence of which each of them would see the start only.
 func Random() Balancer {
-	return &ownBalancer{name: "Random", picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "Random", by: byWeight, picker: func(relays []RelayView) Picker {
 		return randomPicker{balance.NewAlias(weights(relays))}
 	}}
 }
@@ -96,7 +108,7 @@ func (p randomPicker) Pick(info PickInfo) int { return p.alias.DrawAmong(info.Sk
 // FirstAvailable takes the first relay, in the order of Config.Relays, that can be used and has a free connection: the next is for what the first can't take. Weights don't matter, but for 0.
 // Where the second is to be used only when the first is down, not when it is merely full, use Relay.Tier.
 func FirstAvailable() Balancer {
-	return &ownBalancer{name: "FirstAvailable", picker: func(relays []RelayView) Picker {
+	return &ownBalancer{name: "FirstAvailable", by: byOrder, keeps: true, picker: func(relays []RelayView) Picker {
 		return firstPicker(weights(relays))
 	}}
 }
@@ -159,7 +171,7 @@ type HashOptions struct {
 //
 // Options that are not as documented are a *ConfigError of New.
 func Hash(o HashOptions) Balancer {
-	b := &ownBalancer{name: "Hash by " + o.By.String()}
+	b := &ownBalancer{name: "Hash by " + o.By.String(), by: byKey, keeps: true}
 	switch {
 	case o.By > HashRecipientDomain:
 		b.fault = fmt.Sprintf("is Hash with HashOptions.By %d, which there isn't", uint8(o.By))

@@ -56,6 +56,9 @@ func TestBudgetInATotalOutage(t *testing.T) {
 				})
 			}
 			wg.Wait()
+			if s := h.pool.Stats().Budget; s.Refusals != uint64(refused) || s.Off != (share < 0) || !s.Off && s.Tokens != h.pool.Tokens() {
+				t.Errorf("%+v, and %d were refused", s, refused)
+			}
 		})
 		return first, all, refused
 	}

@@ -17,7 +17,11 @@ type Plan struct {
 	Tier       int            // of the candidates
 	Candidates []PlanRelay    // one of them is tried first; the likeliest comes first
 	Skipped    []SkippedRelay // the others
+	By         string         // what decides among the candidates: "weight", "weight, load where a relay is behind" (Adaptive), "load", "latency and load", "key" (Hash), "order" (FirstAvailable), or what Stats calls the Balancer
+	Panics     bool           // so much of the tier is sick that its circuit breakers are ignored, see Health.Panic
 	Waits      bool           // all candidates are full: the send waits for the first free connection of any of them
+	MaxWait    time.Duration  // where it Waits: how long, at the most; 0: as long as its context lasts
+	Then       string         // what it does after MaxWait, in words
 	Hopeless   bool           // there is no candidate because no relay offers what the message needs: it would fail
 	NextChance time.Time      // where there is no candidate: when a relay may be tried again; zero where that is not known
 	RetryAfter time.Duration  // what Deliver's error would say then
@@ -30,7 +34,7 @@ type PlanRelay struct {
 	Weight          int
 	EffectiveWeight float64 // what the balancer goes by now
 	Slow            float64 // see RelayStats.Slow
-	Share           float64 // of such messages that this relay is tried first for, by weight: 0 to 1. What else the balancer goes by, such as load or a key, is not in it
+	Share           float64 // of such messages that this relay is tried first for: 0 to 1. Where the choice is settled, as with Hash or FirstAvailable, one has all. 0 for all where only load tells, where a Balancer of your own does, or where it Waits
 	InFlight        int     // connections in use by sends
 	Limit           int     // of connections; 0: none
 	Idle            int     // connections that are open and can be used at once
@@ -42,7 +46,7 @@ type SkippedRelay struct {
 	Name     string // of a relay, or of a Config.Relays entry by which DNS names none
 	Tier     int
 	Why      string
-	Until    time.Time // when that ends, at the latest; zero where that is not known
+	Until    time.Time // when that may end, or is looked at again; zero where that is not known
 	Failover bool      // it may be tried after the candidates
 }
 
@@ -75,6 +79,7 @@ func (p *Pool) Explain(ctx context.Context, e *Envelope) (Plan, error) {
 // plan tells how d would be sent. Its body was not read.
 func (d *delivery) plan(now time.Time) Plan {
 	plan := Plan{Time: now}
+	d.place.Bulk = d.fleet.streams[d.env.Stream].Bulk
 	chosen := d.choose()
 	full := func(r *relay) bool { return d.skip.Has(r.index - chosen.first) }
 	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.member) }
@@ -84,8 +89,11 @@ func (d *delivery) plan(now time.Time) Plan {
 		for _, r := range chosen.relays {
 			plan.Waits = plan.Waits && (!named(r) || full(r))
 		}
+		plan.Panics = chosen.panics.Load()
+		if plan.Waits {
+			plan.MaxWait, plan.Then = d.patience(chosen)
+		}
 	}
-	sum := 0.0
 	for _, r := range d.fleet.relays {
 		if !named(r) || full(r) && !plan.Waits {
 			continue
@@ -95,20 +103,12 @@ func (d *delivery) plan(now time.Time) Plan {
 			Name: r.name, Tier: chosen.number, Weight: r.weight, Slow: r.slow(), EffectiveWeight: chosen.picks.Load().weights[r.index-chosen.first],
 			InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle,
 		}
-		if x.Note, _ = d.speaksAgainst(r); r.name == d.prefer {
-			x.Note = strings.TrimSuffix("the envelope prefers it; "+x.Note, "; ")
-		}
-		sum += x.EffectiveWeight
+		x.Note = d.note(r)
 		plan.Candidates = append(plan.Candidates, x)
 	}
-	for i := range plan.Candidates {
-		if x := &plan.Candidates[i]; sum > 0 {
-			x.Share = x.EffectiveWeight / sum
-		} else {
-			x.Share = 1 / float64(len(plan.Candidates))
-		}
+	if chosen != nil {
+		plan.shares(d, chosen)
 	}
-	slices.SortStableFunc(plan.Candidates, func(a, b PlanRelay) int { return cmp.Compare(b.Share, a.Share) })
 	for _, t := range d.fleet.tiers {
 		for _, r := range t.relays {
 			switch {
@@ -119,7 +119,7 @@ func (d *delivery) plan(now time.Time) Plan {
 			case full(r) && !plan.Waits:
 				plan.Skipped = append(plan.Skipped, SkippedRelay{
 					Name: r.name, Tier: t.number, Failover: true,
-					Why: fmt.Sprintf("full: %d of %d connections are in use", r.InFlight(), r.Limit()),
+					Why: d.fullness(r),
 				})
 			}
 		}
@@ -143,6 +143,99 @@ func (d *delivery) plan(now time.Time) Plan {
 		}
 	}
 	return plan
+}
+
+// shares tells how the first is chosen among the candidates, which are of the chosen tier.
+func (p *Plan) shares(d *delivery, chosen *tier) {
+	own, _ := d.fleet.balancer.(*ownBalancer)
+	if own != nil {
+		p.By = own.by
+	} else {
+		p.By = balancerName(d.fleet.balancer)
+	}
+	n := len(p.Candidates)
+	switch {
+	case n == 1:
+		p.Candidates[0].Share = 1
+	case p.Waits || own == nil: // nobody can tell
+	case own.keeps:
+		picked := chosen.pick(d.info(d.skip, 1))
+		for i := range p.Candidates {
+			if x := &p.Candidates[i]; picked != nil && x.Name == picked.name {
+				x.Share = 1
+			}
+		}
+	case own.by == byWeight || own.by == byBoth:
+		sum := 0.0
+		for _, x := range p.Candidates {
+			sum += x.EffectiveWeight
+		}
+		for i := range p.Candidates {
+			if x := &p.Candidates[i]; sum > 0 {
+				x.Share = x.EffectiveWeight / sum
+			} else {
+				x.Share = 1 / float64(n)
+			}
+		}
+	}
+	slices.SortStableFunc(p.Candidates, func(a, b PlanRelay) int {
+		return cmp.Or(cmp.Compare(b.Share, a.Share), cmp.Compare(b.EffectiveWeight, a.EffectiveWeight))
+	})
+}
+
+// patience is for how long d waits for the relays in d.lanes, of the chosen tier, and what it does then.
+func (d *delivery) patience(chosen *tier) (most time.Duration, then string) {
+	most = d.fleet.maxWait
+	if r := d.fleet.byName[d.prefer]; r != nil && d.lanes.Has(r.member) {
+		if most == 0 || most > maxPreferWait {
+			most = maxPreferWait
+		}
+		return most, "takes any relay"
+	}
+	switch {
+	case most == 0:
+		return 0, ""
+	case d.fleet.spill && d.spills(chosen):
+		return most, "takes a relay of the next tier too"
+	}
+	return most, "is deferred"
+}
+
+// spills reports whether there is a tier after the chosen one for d.
+func (d *delivery) spills(chosen *tier) bool {
+	lanes := slices.Clone(d.lanes)
+	defer func() { copy(d.lanes, lanes) }()
+	return d.after(chosen) != nil
+}
+
+// note tells why r is a candidate although something speaks against it, or before others.
+func (d *delivery) note(r *relay) string {
+	var notes []string
+	if r.name == d.prefer {
+		notes = append(notes, "the envelope prefers it")
+	}
+	if why, _ := d.speaksAgainst(r); why != "" {
+		notes = append(notes, why)
+	}
+	switch state := r.state(); state {
+	case stateOpen, stateSlow:
+		notes = append(notes, state+": "+r.why(state))
+	case stateHalfOpen:
+		if !r.ignored.Load() {
+			state += ", this message would be its probe"
+		}
+		notes = append(notes, state+": "+r.why(stateHalfOpen))
+	}
+	return strings.Join(notes, "; ")
+}
+
+// fullness tells why r has no free connection for d.
+func (d *delivery) fullness(r *relay) string {
+	text := fmt.Sprintf("full: %d of %d connections are in use", r.InFlight(), r.Limit())
+	if n := r.limits.Reserved; d.place.Bulk && n > 0 {
+		text += fmt.Sprintf(", and %d are not for bulk", n)
+	}
+	return text
 }
 
 // skipped tells why r is not among the candidates, which are of the chosen tier; nil where there are none.
@@ -219,13 +312,25 @@ func (p Plan) String() string {
 		b.WriteString("no relay can take it now:\n")
 	case len(p.Candidates) == 0:
 		fmt.Fprintf(&b, "no relay can take it before %s:\n", p.NextChance.Format(time.TimeOnly))
+	case p.MaxWait > 0:
+		fmt.Fprintf(&b, "waits for the first free connection, tier %d; after %v it %s:\n", p.Tier, p.MaxWait, p.Then)
 	case p.Waits:
 		fmt.Fprintf(&b, "waits for the first free connection, tier %d:\n", p.Tier)
+	case len(p.Candidates) > 1 && p.By != byWeight && p.By != byBoth:
+		fmt.Fprintf(&b, "goes out now, tier %d, by %s:\n", p.Tier, p.By)
 	default:
 		fmt.Fprintf(&b, "goes out now, tier %d:\n", p.Tier)
 	}
+	if p.Panics {
+		b.WriteString("so much of the tier is sick that circuit breakers are ignored\n")
+	}
+	told := slices.ContainsFunc(p.Candidates, func(x PlanRelay) bool { return x.Share > 0 })
 	for _, x := range p.Candidates {
-		fmt.Fprintf(&b, "  %s: %.3g %%, weight %.3g", x.Name, 100*x.Share, x.EffectiveWeight)
+		fmt.Fprintf(&b, "  %s: ", x.Name)
+		if told {
+			fmt.Fprintf(&b, "%.3g %%, ", 100*x.Share)
+		}
+		fmt.Fprintf(&b, "weight %.3g", x.EffectiveWeight)
 		if x.EffectiveWeight != float64(x.Weight) {
 			fmt.Fprintf(&b, " (configured: %d", x.Weight)
 			if x.Slow > 0 {

@@ -84,7 +84,7 @@ func TestExplain(t *testing.T) {
 		busy("r0")
 		h.wantPlan(e, "r1 100% | -r0 full: 1 of 1 connections are in use | -r2 tier 0 can take it | -r3 tier 0 can take it")
 		busy("r1")
-		h.wantPlan(e, "r0 75% | r1 25% | waits | -r2 tier 0 can take it | -r3 tier 0 can take it")
+		h.wantPlan(e, "r0 0% | r1 0% | waits | -r2 tier 0 can take it | -r3 tier 0 can take it")
 		for _, f := range free {
 			f()
 		}
@@ -184,26 +184,28 @@ func TestExplainCapabilities(t *testing.T) {
 	})
 }
 
-// Explain takes nobody's turn: however often it is called, round robin goes on as it would have.
+// Explain takes nobody's turn: however often it is called, the next message goes where it would have gone.
 func TestExplainTakesNoTurn(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer = smtplb.RoundRobin() })
-		defer h.close()
-		last := ""
-		for i := range 20 {
-			for range i {
-				h.explained(envelope("a@example.com"))
+	for _, balancer := range []smtplb.Balancer{smtplb.RoundRobin(), smtplb.Adaptive(), smtplb.LeastInFlight()} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer = balancer })
+			defer h.close()
+			last := ""
+			for i := range 20 {
+				for range i {
+					h.explained(envelope("a@example.com"))
+				}
+				r, err := h.pool.Deliver(t.Context(), envelope("a@example.com"))
+				if err != nil || relaysTried(r) == last {
+					t.Fatalf("%v: message %d went to %s after %s: %v", balancer, i, relaysTried(r), last, err)
+				}
+				last = relaysTried(r)
 			}
-			r, err := h.pool.Deliver(t.Context(), envelope("a@example.com"))
-			if err != nil || relaysTried(r) == last {
-				t.Fatalf("message %d went to %s after %s: %v", i, relaysTried(r), last, err)
+			if s := h.pool.Stats(); s.Sends != 20 || s.InFlight != 0 || s.Budget.Refusals != 0 {
+				t.Errorf("%d sends, %d in flight, %d refused", s.Sends, s.InFlight, s.Budget.Refusals)
 			}
-			last = relaysTried(r)
-		}
-		if s := h.pool.Stats(); s.Sends != 20 || s.InFlight != 0 {
-			t.Errorf("%d sends, %d in flight", s.Sends, s.InFlight)
-		}
-	})
+		})
+	}
 }
 
 func TestExplainRefuses(t *testing.T) {

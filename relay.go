@@ -160,6 +160,10 @@ func (r *standing) trouble() string {
 		if r.breaker.State() == breaker.Probing {
 			text = r.name + " is being probed"
 		}
+	case stateDown:
+		if at := r.retryAt(); !at.IsZero() {
+			text += ", next checked at " + at.Format(time.TimeOnly)
+		}
 	default:
 		if at := r.retryAt(); !at.IsZero() {
 			text += " until " + at.Format(time.TimeOnly)

@@ -2,6 +2,8 @@ package smtplb
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +33,34 @@ type Stats struct {
 	InFlight  int    // sends in progress, the waiting ones included
 	Sends     uint64 // Deliver, Send and SendMail calls whose envelope was in order, and that ended
 	Failovers uint64 // attempts after the first of a send
+
+	Panics  []int // the tiers, by number, of which so much is sick that circuit breakers are ignored, see Health.Panic
+	Budget  BudgetStats
+	Hedging HedgingStats
+}
+
+// BudgetStats is the account of further attempts, see Retry.Budget.
+type BudgetStats struct {
+	Off      bool    // there is no budget
+	Tokens   float64 // left: further attempts that could be made now; 0 where Off
+	Refusals uint64  // sends that ended early because there was none
+}
+
+// HedgingStats tells how often a second relay was asked for a connection because the first took long, see Retry.NoHedging.
+type HedgingStats struct {
+	Dials  uint64 // extra ones
+	Joined uint64 // attempts in which another relay was asked, by such a dial or with an idle connection
+	Won    uint64 // of them, those in which that one was connected first
+}
+
+// CheckStats is how a relay's last check ended, see Health. Checks that said nothing of the relay are not counted in.
+type CheckStats struct {
+	Time     time.Time // of its end; zero: there was none yet
+	Duration time.Duration
+	OK       bool
+	Noop     bool   // it was a NOOP on an idle connection
+	Code     int    // of the relay's last reply, 0: none, or it was not the pool's own check
+	Error    string // "" where OK
 }
 
 // RelayStats are one relay's figures.
@@ -48,14 +78,19 @@ type RelayStats struct {
 	Reason   string        // why it is in State
 	Since    time.Time     // of State
 	Downtime time.Duration // for which mail could not be given to it, or only as a probe, all together
-	RetryAt  time.Time     // when an open breaker lets a probe through, or a relay that is down is checked again
+	RetryAt  time.Time     // when an open breaker lets a probe (a message) through, or a relay that is down is checked again
 	Trips    uint64        // how often it opened
 	Cooling  bool          // the relay asked for less mail a moment ago
 
-	InFlight int // connections in use by sends
-	Limit    int // of connections, idle ones included; 0: none
-	Idle     int // connections kept open
-	Waiting  int // sends that wait and may use this relay
+	Check     CheckStats // the last one
+	NextCheck time.Time  // when the next one is due, if the pool is in use then and no message tells; zero: not known, or there are none
+
+	InFlight    int // connections in use by sends
+	MaxInFlight int // InFlight at its highest
+	Limit       int // of connections, idle ones included; 0: none
+	Idle        int // connections kept open
+	Waiting     int // sends that wait and may use this relay
+	MaxWaiting  int // Waiting at its highest
 
 	Attempts uint64 // messages that the relay was tried for
 	Messages uint64 // of them, those that it took over for at least one recipient
@@ -66,6 +101,8 @@ type RelayStats struct {
 	Away     uint64 // attempts after which recipients were left for another relay, or for later
 	Faults   uint64 // attempts that counted against the relay
 	Redials  uint64 // stale connections replaced on the fly
+	Hops     uint64 // attempts elsewhere that one here led to: failovers away from it
+	Outrun   uint64 // attempts that another relay took over because it was connected first
 	Rides    uint64 // attempts whose envelope went out behind the body of another message
 
 	Replies2xx, Replies4xx, Replies5xx uint64 // recipients by the reply that decided the attempt for them
@@ -198,12 +235,16 @@ func (p *Pool) Stats() Stats {
 	s := Stats{
 		Time: now, Uptime: now.Sub(p.born), Balancer: balancerName(f.balancer), Events: p.events.list(), Domains: f.domainStats(),
 		Relays: make([]RelayStats, len(f.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
-		Sends: p.sends.Load(), Failovers: p.failovers.Load(),
+		Sends: p.sends.Load(), Failovers: p.failovers.Load(), Budget: p.budget.stats(),
+		Hedging: HedgingStats{Dials: p.hedges.dials.Load(), Joined: p.hedges.joined.Load(), Won: p.hedges.won.Load()},
 	}
 	for _, t := range f.tiers {
+		if t.panics.Load() && !slices.Contains(s.Panics, t.number) {
+			s.Panics = append(s.Panics, t.number)
+		}
 		for _, r := range t.relays {
 			rs := &s.Relays[r.configured]
-			r.stats(rs, now)
+			r.stats(rs, now, &f.health)
 			rs.Tier = t.number
 			s.Weight += float64(rs.Weight)
 			if r.well() {
@@ -216,15 +257,41 @@ func (p *Pool) Stats() Stats {
 	return s
 }
 
+func (b *budget) stats() BudgetStats {
+	tokens := b.tokens()
+	if math.IsInf(tokens, 1) { // which JSON has no word for
+		return BudgetStats{Off: true, Refusals: b.refusals.Load()}
+	}
+	return BudgetStats{Tokens: tokens, Refusals: b.refusals.Load()}
+}
+
+// checkStats tells how the last check ended, and when the next one is due.
+func (r *standing) checkStats(h *Health) (s CheckStats, next time.Time) {
+	r.mu.Lock()
+	last := r.checks.last
+	if h.Interval > 0 && !r.is(AdminMaintenance) {
+		next = r.checks.due
+	}
+	r.mu.Unlock()
+	if last.at.IsZero() {
+		return s, next
+	}
+	s = CheckStats{Time: last.at, Duration: last.took, OK: last.err == nil, Noop: last.noop, Code: last.code}
+	if last.err != nil {
+		s.Error = oneLine(strings.TrimPrefix(last.err.Error(), r.name+": "))
+	}
+	return s, next
+}
+
 // stats fills in the relay's figures.
-func (r *relay) stats(s *RelayStats, now time.Time) {
+func (r *relay) stats(s *RelayStats, now time.Time, h *Health) {
 	b, c, n := r.breaker.Stats(), r.pool.conns.Stats(r.lane), &r.counts
 	*s = RelayStats{
 		Name: r.name, Weight: r.weight, EffectiveWeight: r.weighs(), Slow: r.slow(),
 		Breaker: b.State.String(), Downtime: r.away.sum(now), RetryAt: r.retryAt(), Trips: uint64(b.Trips), Cooling: r.cooling(),
-		InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle, Waiting: c.Waiting,
+		InFlight: c.Held, MaxInFlight: c.MostHeld, Limit: r.Limit(), Idle: c.Idle, Waiting: c.Waiting, MaxWaiting: c.MostWaiting,
 		Attempts: n.attempts.Load(), Messages: n.messages.Load(), Bytes: n.bytes.Load(), Accepted: n.accepted.Load(), Failed: n.failed.Load(),
-		Unknown: n.unknown.Load(), Away: n.away.Load(), Faults: n.faults.Load(), Redials: n.redials.Load(), Rides: n.rides.Load(),
+		Unknown: n.unknown.Load(), Away: n.away.Load(), Faults: n.faults.Load(), Redials: n.redials.Load(), Rides: n.rides.Load(), Hops: r.hops.Load(), Outrun: r.outrun.Load(),
 		Replies2xx: n.replies[2].Load(), Replies4xx: n.replies[4].Load(), Replies5xx: n.replies[5].Load(),
 		Greylisted: n.greylisted.Load(), Throttled: n.throttled.Load(),
 		Errors: StageErrors{
@@ -237,6 +304,7 @@ func (r *relay) stats(s *RelayStats, now time.Time) {
 		s.ReuseRatio = float64(c.Reused) / float64(c.Opened+c.Reused)
 	}
 	s.State, s.Reason, s.Since = r.condition()
+	s.Check, s.NextCheck = r.checkStats(h)
 	for reason, count := range c.Closed {
 		if count > 0 {
 			s.Closed[connpool.Reason(reason).String()] = count

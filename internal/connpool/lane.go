@@ -225,13 +225,14 @@ func (p *Pool[C]) tryIdle(lane int) (t turn[C], ok bool) {
 
 // LaneStats describes a lane at one moment, and what happened in it so far.
 type LaneStats struct {
-	State   State
-	Held    int                // turns
-	Idle    int                // idle connections; one reserved for a turn is not idle
-	Waiting int                // waiters that name the lane, also while they ride on a connection of any lane
-	Opened  uint64             // connections adopted
-	Reused  uint64             // connections handed out by Turn.Conn
-	Closed  [numReasons]uint64 // connections that left, by Reason
+	State                 State
+	Held                  int                // turns
+	Idle                  int                // idle connections; one reserved for a turn is not idle
+	Waiting               int                // waiters that name the lane, also while they ride on a connection of any lane
+	MostHeld, MostWaiting int                // Held and Waiting at their highest so far
+	Opened                uint64             // connections adopted
+	Reused                uint64             // connections handed out by Turn.Conn
+	Closed                [numReasons]uint64 // connections that left, by Reason
 }
 
 // Stats returns the state and the counts of a lane.
@@ -240,13 +241,15 @@ func (p *Pool[C]) Stats(lane int) LaneStats {
 	p.mu.Lock()
 	defer p.mu.Unlock() // nothing was changed
 	return LaneStats{
-		State:   l.state,
-		Held:    l.held,
-		Idle:    len(l.idle) + l.checking,
-		Waiting: l.waiting,
-		Opened:  l.opened,
-		Reused:  l.reused.Load(),
-		Closed:  l.closed,
+		State:       l.state,
+		Held:        l.held,
+		Idle:        len(l.idle) + l.checking,
+		Waiting:     l.waiting,
+		MostHeld:    l.mostHeld,
+		MostWaiting: l.mostWait,
+		Opened:      l.opened,
+		Reused:      l.reused.Load(),
+		Closed:      l.closed,
 	}
 }
 

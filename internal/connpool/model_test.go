@@ -63,6 +63,7 @@ type modelLane struct {
 	state   connpool.State
 	limits  limits
 	held    int
+	most    [2]int       // held and waiting at their highest
 	idle    []*modelConn // the oldest first
 	flushes int
 	opened  uint64
@@ -651,6 +652,8 @@ func (m *model) check() {
 				want.Waiting++
 			}
 		}
+		l.most = [2]int{max(l.most[0], want.Held), max(l.most[1], want.Waiting)}
+		want.MostHeld, want.MostWaiting = l.most[0], l.most[1]
 		for r, n := range l.closed {
 			want.Closed[r] = n
 			closed += int(n)

@@ -135,7 +135,9 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 	w.bulk, w.ticket, w.seen, w.rider = r.Bulk, r.Ticket, changes, r.Rider
 	w.due = r.Ticket.came + min(max(r.Lag, -century), century)
 	for i := range w.links {
-		w.links[i].lane.waiting++
+		l := w.links[i].lane
+		l.waiting++
+		l.mostWait = max(l.mostWait, l.waiting)
 	}
 	p.waiting++
 	w.enqueue()
