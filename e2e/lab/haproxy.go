@@ -43,8 +43,9 @@ func HAProxy(tb testing.TB, balance string, servers []string) (addr string) {
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
-	gone := make(chan error, 1)
-	go func() { gone <- cmd.Wait() }()
+	gone := make(chan struct{})
+	var ended error // for use when gone is closed
+	go func() { defer close(gone); ended = cmd.Wait() }()
 	tb.Cleanup(func() {
 		_ = cmd.Process.Kill() // an error: it has ended already
 		<-gone
@@ -59,9 +60,8 @@ func HAProxy(tb testing.TB, balance string, servers []string) (addr string) {
 			return addr
 		}
 		select {
-		case err := <-gone:
-			gone <- err
-			tb.Fatalf("haproxy: %v: %s", err, out.Bytes())
+		case <-gone:
+			tb.Fatalf("haproxy: %v: %s", ended, out.Bytes())
 		case <-time.After(poll):
 			if time.Now().After(end) {
 				tb.Fatal(fmt.Errorf("haproxy doesn't listen: %w", err))
