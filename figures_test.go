@@ -48,14 +48,14 @@ func TestStatsOfChecks(t *testing.T) {
 // An idle connection is asked by NOOP.
 func TestStatsOfChecksByNoop(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		h := newHouse(t, 2, spare)
+		h := newHouse(t, 2, func(c *smtplb.Config) { spare(c); c.Relays[1].Conns.MaxIdleTime = time.Minute })
 		defer h.close()
 		e := envelope("x@example.com")
 		e.Prefer = "r1"
 		if _, err := h.pool.Deliver(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
-		h.use(time.Minute) // the first check of all logs in, on a connection of its own
+		h.use(50 * time.Second) // the first check of all logs in, on a connection of its own
 		if c := h.pool.Stats().Relays[1].Check; !c.OK || !c.Noop || c.Code != 0 {
 			t.Errorf("%+v", c)
 		}

@@ -18,8 +18,8 @@ type Hooks struct {
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
 	// RelayState may be called in a timer's goroutine. None is begun after Close, but one that is under way then may go on. It is called after a relay's state, or that of its circuit breaker, has changed, and after relays were
-	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events. It must not call Update
-	// where Breaker.Off may be what it changes: that would wait for itself.
+	// added or removed by Update or by DNS. An authentication failure or a certificate that isn't accepted shows here at once. Stats.Events has the last of these events. What changes
+	// during an Update is told when that is done, perhaps by its goroutine: so this hook may call Update.
 	RelayState func(RelayEvent)
 
 	_ struct{}
@@ -72,12 +72,71 @@ func (v *events) list() []RelayEvent {
 	return all
 }
 
+// news is an event that is to be told.
+type news struct {
+	RelayEvent
+	level slog.Level
+}
+
+// teller keeps what is to be told while the fleet is replaced: a hook may call Update, which waits for that.
+type teller struct {
+	mu    sync.Mutex // guards the following fields; held to move news only
+	held  bool
+	later []news
+}
+
+// hold has everything kept from now on. Who calls it has Pool.updates.
+func (t *teller) hold() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = true
+}
+
+// release ends that, and returns what was kept.
+func (t *teller) release() []news {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := t.later
+	t.held, t.later = false, nil
+	return list
+}
+
+// keeps reports whether e is kept.
+func (t *teller) keeps(e RelayEvent, level slog.Level) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.held {
+		t.later = append(t.later, news{e, level})
+	}
+	return t.held
+}
+
 // tell remembers an event, and tells log and hook of it; after Close nobody is told any more. No lock may be held.
 func (p *Pool) tell(e RelayEvent, level slog.Level) {
 	if p.ctx.Err() != nil {
 		return
 	}
 	p.events.add(e)
+	if !p.teller.keeps(e, level) {
+		p.announce(e, level)
+	}
+}
+
+// tellAll announces what was kept during an update, and then tells what that brought. Who calls it does not have Pool.updates any more.
+func (p *Pool) tellAll(kept, list []news) {
+	for _, e := range kept {
+		p.announce(e.RelayEvent, e.level)
+	}
+	for _, e := range list {
+		p.tell(e.RelayEvent, e.level)
+	}
+}
+
+// announce tells log and hook of what is remembered.
+func (p *Pool) announce(e RelayEvent, level slog.Level) {
+	if p.ctx.Err() != nil {
+		return
+	}
 	if p.logger != nil {
 		attrs := []slog.Attr{slog.String("relay", e.Relay), slog.String("state", e.State), slog.String("breaker", e.Breaker), slog.String("reason", e.Reason)}
 		if !e.RetryAt.IsZero() {

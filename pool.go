@@ -35,6 +35,7 @@ type Pool struct {
 	failovers atomic.Uint64
 	born      time.Time
 	events    events
+	teller    teller
 	budget    budget
 	hedges    hedges
 	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left

@@ -227,16 +227,16 @@ func (s *source) lookup() {
 	case <-p.ctx.Done():
 		return
 	}
+	p.teller.hold()
 	news := s.note(targets, err)
 	select {
 	case <-s.asked:
 	default:
 		close(s.asked)
 	}
+	kept := p.teller.release()
 	<-p.updates
-	for _, e := range news {
-		p.tell(e.RelayEvent, e.level)
-	}
+	p.tellAll(kept, news)
 }
 
 // note takes what DNS said, and puts another fleet in the place of the present one where that makes a difference. Who calls it has p.updates. It returns what is to be told afterwards.
@@ -275,12 +275,6 @@ func (s *source) note(targets []discover.Target, err error) []news {
 		}
 	}
 	return list
-}
-
-// news is an event that is told when Pool.updates is free again.
-type news struct {
-	RelayEvent
-	level slog.Level
 }
 
 func (f *fleet) has(s *source) bool {

@@ -29,20 +29,24 @@ func (p *Pool) Update(c Config) error {
 		return err
 	}
 	c.Relays = slices.Clone(c.Relays)
-	news, err := p.update(&c, sessions)
-	for _, e := range news {
-		p.tell(e.RelayEvent, e.level)
-	}
+	kept, news, err := p.update(&c, sessions)
+	p.tellAll(kept, news)
 	return err
 }
 
-func (p *Pool) update(c *Config, sessions []*session.Config) ([]news, error) {
+// update returns, besides what Update has to tell, what was kept meanwhile.
+func (p *Pool) update(c *Config, sessions []*session.Config) (kept, list []news, err error) {
 	p.updates <- struct{}{}
-	defer func() { <-p.updates }()
+	p.teller.hold()
+	defer func() {
+		kept = p.teller.release()
+		<-p.updates
+	}()
 	if p.ctx.Err() != nil {
-		return nil, ErrClosed
+		return nil, nil, ErrClosed
 	}
-	return p.replace(c, sessions, "Update")
+	list, err = p.replace(c, sessions, "Update")
+	return nil, list, err
 }
 
 // replace puts the fleet of c in the place of the present one, because of why. Who calls it has p.updates, and tells what is returned when it has not any more.
