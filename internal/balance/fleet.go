@@ -123,25 +123,32 @@ func (f *fleet) fewest(g *gauges, plus, limit float64, skip []uint64) int {
 
 // least64 returns the least (load+plus)/weight below limit of the indices 64·w to 64·w+63 that may be chosen, and which of them have it: limit and none, where all have more, or as much.
 func (f *fleet) least64(g *gauges, plus, limit float64, w int, skip []uint64) (least float64, equal uint64) {
-	costs, words := f.costs[w<<6:], g.words
-	if words != nil {
-		words = words[w<<6:]
+	m, costs := f.among(w, skip), f.costs[w<<6:]
+	if g.words != nil {
+		return leastOf(g.words[w<<6:], costs[:len(g.words)-w<<6], g.shift&63, plus, limit, m)
 	}
-	// No number is negative: so they are in the order of their bits, which are compared without a branch that nobody could predict.
-	top := math.Float64bits(limit)
-	for m := f.among(w, skip); m != 0; m &= m - 1 {
+	for least = limit; m != 0; m &= m - 1 {
 		i := bits.TrailingZeros64(m)
-		var load int
-		if i < len(words) {
-			load = int(words[i].Load() >> (g.shift & 63))
-		} else {
-			load = g.loads[w<<6|i].InFlight()
+		switch s := (float64(g.loads[w<<6|i].InFlight()) + plus) * costs[i]; {
+		case s < least:
+			least, equal = s, m&-m
+		case s == least && equal != 0:
+			equal |= m & -m
 		}
-		s := math.Float64bits((float64(load) + plus) * costs[i])
+	}
+	return least, equal
+}
+
+// leastOf is least64 for words. No number is negative: so they are in the order of their bits, which are compared without a branch that nobody could predict.
+func leastOf(words []*atomic.Uint64, costs []float64, shift uint, plus, limit float64, m uint64) (least float64, equal uint64) {
+	top := math.Float64bits(limit)
+	for m != 0 {
+		i := bits.TrailingZeros64(m) & 63
 		bit := m & -m
-		both := equal | bit
+		m ^= bit
+		s := math.Float64bits((float64(int64(words[i].Load()>>shift)) + plus) * costs[i])
 		if s == top && equal != 0 {
-			equal = both
+			equal |= bit
 		}
 		if s < top {
 			equal = bit
