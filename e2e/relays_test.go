@@ -1,5 +1,5 @@
-// Package e2e_test runs the library against Postfix. `make e2e` in the root of
-// the repository installs what it needs, and runs it.
+// Package e2e_test runs the library against Postfix, and beside HAProxy.
+// `make e2e` in the root of the repository installs what it needs, and runs it.
 package e2e_test
 
 import (
