@@ -79,7 +79,7 @@ func BenchmarkBooks(b *testing.B) {
 func BenchmarkTurn(b *testing.B) {
 	for _, n := range []int{2, 16, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			c := Config{LocalName: "localhost"}
+			c := Config{LocalName: "localhost", Health: Health{Interval: -1}}
 			for i := range n {
 				c.Relays = append(c.Relays, Relay{Addr: fmt.Sprintf("relay-%d.example.com:25", i), TLS: TLSNone, Weight: 1 + i%7})
 			}

@@ -10,9 +10,9 @@ import (
 	"github.com/smtplb/smtplb/internal/breaker"
 )
 
-// choosing is a pool of n relays of the weights 1, 2, 3, …, which nobody connects to, and a delivery that looks for its first one.
+// choosing is a pool of n relays of the weights 1, 2, 3, …, to which nobody connects (checks would look their names up), and a delivery that looks for its first one.
 func choosing(tb testing.TB, ctx context.Context, n int, change func(*Config)) (*Pool, *delivery) {
-	c := Config{LocalName: "localhost"}
+	c := Config{LocalName: "localhost", Health: Health{Interval: -1}}
 	for i := range n {
 		c.Relays = append(c.Relays, Relay{Addr: fmt.Sprintf("relay-%d.example.com:25", i), TLS: TLSNone, Weight: i + 1})
 	}
@@ -42,7 +42,7 @@ func TestFirstAttemptAsksOnce(t *testing.T) {
 			c.Relays[3].Conns.Max = 1
 		})
 		shares := func() (n [4]float64) {
-			const turns = 20000
+			const turns = 10000
 			for range turns {
 				permit, ok, err := p.turn(t.Context(), d)
 				if !ok {
