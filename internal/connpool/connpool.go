@@ -243,7 +243,7 @@ type lane[C any] struct {
 	queue    queue[C]   // the waiters in the queue that name the lane, but those that are bulk
 	bulk     queue[C]   // these
 	waiting  int        // the waiters that name it, those that ride too
-	mostHeld int        // held at its highest so far
+	mostHeld int        // held at its highest before a turn ended, so far
 	mostWait int        // waiting likewise
 	opened   uint64
 	closed   [numReasons]uint64
@@ -418,7 +418,6 @@ func (l *lane[C]) first(bulk bool) *waiter[C] {
 func (p *Pool[C]) grant(l *lane[C]) turn[C] {
 	t := turn[C]{pool: p, lane: l, flushes: l.flushes, conn: l.pop()}
 	l.held++
-	l.mostHeld = max(l.mostHeld, l.held)
 	if l.state == Once {
 		t.once, t.epoch = true, l.epoch
 		l.state = Down

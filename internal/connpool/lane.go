@@ -245,7 +245,7 @@ func (p *Pool[C]) Stats(lane int) LaneStats {
 		Held:        l.held,
 		Idle:        len(l.idle) + l.checking,
 		Waiting:     l.waiting,
-		MostHeld:    l.mostHeld,
+		MostHeld:    max(l.mostHeld, l.held),
 		MostWaiting: l.mostWait,
 		Opened:      l.opened,
 		Reused:      l.reused.Load(),

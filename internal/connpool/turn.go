@@ -134,6 +134,7 @@ func (t *Turn[C]) Put(uses int) bool {
 		p.unlock(nil)
 		return false
 	}
+	t.lane.crowded()
 	if t.holds {
 		t.conn.uses += max(uses, 0)
 		if !t.checks || uses > 0 {
@@ -158,6 +159,7 @@ func (t *Turn[C]) Drop() bool {
 		p.unlock(nil)
 		return false
 	}
+	t.lane.crowded()
 	t.discard()
 	t.end(now)
 	p.unlock(t.lane)
@@ -169,6 +171,7 @@ func (t *turn[C]) giveBack() {
 	p := t.pool
 	now := p.now()
 	p.mu.Lock()
+	t.lane.crowded()
 	if t.once && t.epoch == t.lane.epoch {
 		t.lane.state = Once
 	}
@@ -186,6 +189,9 @@ func (t *turn[C]) discard() {
 		t.conn, t.holds, t.rides = nil, false, false
 	}
 }
+
+// crowded notes how many turns there are, before one ends: a rider that comes back then has its slot a moment earlier, and is not one more.
+func (l *lane[C]) crowded() { l.mostHeld = max(l.mostHeld, l.held) }
 
 // end gives the slot back, and the connection if there is one.
 func (t *turn[C]) end(now time.Duration) {
