@@ -66,7 +66,7 @@ type pickerless struct{}
 
 func (pickerless) NewPicker([]smtplb.RelayView) smtplb.Picker { return nil }
 
-var sink []int
+var sink atomic.Pointer[[]int]
 
 // The suite finds each of these, by the case that is there for it.
 func TestFindsBroken(t *testing.T) {
@@ -142,7 +142,8 @@ func TestFindsBroken(t *testing.T) {
 			return i
 		}},
 		{"allocates", "allocations", "allocations", func(b *broken, info smtplb.PickInfo) int {
-			sink = make([]int, len(b.relays))
+			s := make([]int, len(b.relays))
+			sink.Store(&s)
 			return good(b, info)
 		}},
 		{"trusts two looks to be the same", "changing numbers", "-1", func(b *broken, info smtplb.PickInfo) int {
