@@ -3,6 +3,7 @@ package balancertest_test
 import (
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
