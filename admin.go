@@ -53,7 +53,7 @@ func (s *AdminState) UnmarshalText(text []byte) error {
 }
 
 // SetAdmin takes a relay, by its name, out of service, or puts it back: before its restart, say. From AdminReady on it is used as one that was sick and has recovered, through slow start. The
-// state outlives Update for as long as the relay stands in the configuration. It is an error if there is no such relay.
+// state outlives Update for as long as the relay stands in the configuration; one that DNS names has it for as long as DNS does. It is an error if there is no such relay.
 //
 // Messages for which there is no other relay are deferred meanwhile, with ErrNoRelay. A message that was about to go out may still do so.
 func (p *Pool) SetAdmin(relay string, s AdminState) error {
@@ -117,7 +117,7 @@ func (p *Pool) Ping(ctx context.Context) error {
 		if !p.gate.spawn(p.ctx, func() {
 			defer working.Done()
 			for r := range next {
-				errs[r.configured] = p.ping(ctx, f, r)
+				errs[r.configured] = p.ping(ctx, r)
 			}
 		}) {
 			working.Done()
@@ -133,15 +133,17 @@ var errPingEnded = errors.New("smtplb: Health.Check did not return")
 // patience is how long Ping waits before it looks again for a free connection.
 const patience = 100 * time.Millisecond
 
-func (p *Pool) ping(ctx context.Context, f *fleet, r *relay) error {
+func (p *Pool) ping(ctx context.Context, r *relay) error {
 	for ctx.Err() == nil {
 		r.mu.Lock()
 		era := r.checks.era
 		r.mu.Unlock()
-		if is := p.fleet.Load().named(r.name); is == nil || is.standing != r.standing {
+		f := p.fleet.Load() // after the era: where an Update comes between, the finding is void
+		is := f.named(r.name)
+		if is == nil || is.standing != r.standing {
 			return nil // an Update has taken it away, and all its slots
 		}
-		found := p.check(ctx, r, &f.health, true)
+		found := p.check(ctx, is, &f.health, true)
 		if found.busy {
 			select {
 			case <-time.After(patience):

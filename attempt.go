@@ -81,7 +81,9 @@ func (a *attempt) end(ctx context.Context) {
 	if a.outcome == breaker.Success {
 		r.answers(now)
 	}
-	r.learnLatency(&a.record, &a.last, a.rides(), now.UnixNano())
+	if !r.outdated() {
+		r.learnLatency(&a.record, &a.last, a.rides(), now.UnixNano())
+	}
 	r.observe(&a.record.Timings)
 	d.receipt.Attempts = append(d.receipt.Attempts, a.record)
 	if a.record.Err != nil && p.logger != nil {
@@ -503,11 +505,7 @@ func (a *attempt) release() {
 		t.Put(0)
 	case conn.Reusable() && a.sound:
 		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most || a.relay.outdated() { // RFC 9422; opened by what was configured before, maybe after the lane was flushed
-			held := *t                                                                // what t points at is used for the next attempt
-			if !a.pool.retire(conn, connpool.ReasonDrained, func() { held.Drop() }) { // the slot is free when the relay knows
-				_ = conn.Close()
-				held.Drop()
-			}
+			a.pool.part(*t, conn) // what t points at is used for the next attempt
 			return
 		}
 		t.Put(a.uses)

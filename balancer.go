@@ -8,6 +8,8 @@ import (
 // Balancer chooses among the relays of a tier. NewPicker is called when the set of relays or a weight changes; the Picker that it
 // returns is used by many goroutines at once. The smtplb package has RoundRobin, LeastInFlight, Latency, Random, Hash, FirstAvailable and Adaptive, the default.
 //
+// Where NewPicker returns nil, or panics, New and Update return an error; afterwards, when only a weight has changed, the old Picker stays.
+//
 // Relays that are sick, full or were tried already are skipped by the pool: a Balancer has only to choose among the rest. The package balancertest
 // puts a Balancer to the test.
 type Balancer interface {

@@ -47,7 +47,7 @@ func (b *budget) configure(share float64, reserve int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.settleLocked(time.Now())
-	b.left = max(0, b.left+int64(reserve)*oneToken-b.reserve)
+	b.left += int64(reserve)*oneToken - b.reserve // below zero too: a fleet that shrinks and grows again must not earn by it
 	b.reserve = int64(reserve) * oneToken
 	b.share.Store(each)
 }
@@ -82,7 +82,7 @@ func (b *budget) tokens() float64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.settleLocked(time.Now())
-	return float64(b.left) / oneToken
+	return float64(max(b.left, 0)) / oneToken
 }
 
 // turnOver lets the window move on. It is called now and then, at best once in each slot.

@@ -115,3 +115,29 @@ func TestPatience(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A fleet that shrinks and grows again, as DNS may have it, earns nothing by that.
+func TestBudgetOfAFleetThatFlaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b budget
+		b.configure(0, 30)
+		for b.spend() {
+		}
+		for range 5 {
+			b.configure(0, 10)
+			if n := b.tokens(); n != 0 || b.spend() {
+				t.Errorf("%v tokens in the small fleet", n)
+			}
+			b.configure(0, 30)
+			if n := b.tokens(); n != 0 || b.spend() {
+				t.Errorf("%v tokens after it has grown again", n)
+			}
+		}
+		for range 50 {
+			b.first()
+		}
+		if n := b.tokens(); n != 10 {
+			t.Errorf("%v tokens of 50 first attempts", n)
+		}
+	})
+}

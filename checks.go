@@ -236,21 +236,26 @@ func (p *Pool) workOff() {
 			done = true
 			return
 		}
-		f := p.fleet.Load()
-		if r := f.named(name); r != nil {
-			p.checkNow(f, r)
+		if r := p.fleet.Load().named(name); r != nil {
+			p.checkNow(r)
 		}
 	}
 }
 
 // checkNow makes a check that was due.
-func (p *Pool) checkNow(f *fleet, r *relay) {
+func (p *Pool) checkNow(r *relay) {
 	era, login, ok := r.beginCheck()
 	if !ok {
 		return
 	}
+	f := p.fleet.Load() // after the era: where an Update comes between, the finding is void
 	found := finding{void: true}
 	defer func() { r.endCheck(era, &found, &f.health) }()
+	is := f.named(r.name)
+	if is == nil || is.standing != r.standing {
+		return
+	}
+	r = is
 	if p.ctx.Err() == nil {
 		found = p.check(p.ctx, r, &f.health, login)
 	}
@@ -305,6 +310,11 @@ func (r *standing) endCheck(era uint64, found *finding, h *Health) {
 // conclude counts what a check has found.
 func (r *standing) conclude(era uint64, found *finding, h *Health) {
 	now := time.Now()
+	var permit breaker.Permit // of before the era is looked at: where an Update comes between, the breaker forgets it
+	if found.locked {
+		permit, _ = r.breaker.Allow()
+		defer permit.Done(breaker.NotCounted)
+	}
 	r.mu.Lock()
 	c := &r.checks
 	if c.era != era {
@@ -361,9 +371,7 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 	if found.locked {
 		text := oneLine(strings.TrimPrefix(found.err.Error(), r.name+": "))
 		r.lastFault.Store(&text)
-		if permit, ok := r.breaker.Allow(); ok {
-			permit.Done(breaker.Long)
-		}
+		permit.Done(breaker.Long)
 	}
 }
 
@@ -532,8 +540,10 @@ func (r *relay) ladder(ctx context.Context, limit time.Time, shallow, login bool
 		}
 		return
 	}
-	found.err = &RelayError{Relay: r.name, Stage: stageName(end.Stage), Reply: publicReply(end.Reply), Failure: end.Failure.String(), Err: end.Err}
-	switch verdict.Judge(verdict.Fact{Stage: end.Stage, Reply: end.Reply, Failure: end.Failure, LongWait: end.LongWait}).Blame {
+	found.err = r.error(end)
+	fact := dialFact(end)
+	fact.Shortened = false // by Health.Timeout, which is long enough
+	switch verdict.Judge(fact).Blame {
 	case verdict.Fault, verdict.ConfigFault:
 	case verdict.AuthFault:
 		found.locked = login

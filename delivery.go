@@ -19,7 +19,8 @@ import (
 type delivery struct {
 	pool    *Pool
 	fleet   *fleet // from whose relays it chooses; see move
-	moved   bool   // it was another one before
+	moved   bool   // it was another one when an attempt was made
+	hasty   bool   // it has waited for DNS, see resolve
 	env     *Envelope
 	msg     message
 	whole   bool // Envelope.Body was read to its end
@@ -135,7 +136,7 @@ func (d *delivery) move() {
 		}
 	}
 	d.man(f)
-	d.moved = true
+	d.moved = d.moved || d.made > 0
 	for _, r := range f.relays {
 		if slices.Contains(tried, ways{r.standing, r.session}) {
 			d.tried.add(r.index)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/smtplb/smtplb"
@@ -383,6 +384,31 @@ func TestCancelledBeforeAndAfterCommit(t *testing.T) {
 		}
 		if s := h.pool.Stats(); s.Relays[0].Faults+s.Relays[1].Faults != 0 {
 			t.Errorf("the caller's leaving was held against a relay: %+v", s)
+		}
+	})
+}
+
+// A relay that is owed a second try (at-least-once) is no second relay of a race: what it has spoken on must not be offered to it again.
+func TestSecondTryIsNoHedge(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, d := newRaces(t, 2, func(c *smtplb.Config) { c.Relays[0].Conns.Max = 1 })
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).For("x@example.com").Times(1).DropUnstored()
+		h.relays[0].On(smtptest.EndOfData).For("long@example.com").Delay(30*time.Second + 100*time.Millisecond)
+		e := envelope("x@example.com")
+		e.AtLeastOnce = true
+		h.relays[0].On(smtptest.Mail).Times(1).Delay(10 * time.Millisecond)
+		result := h.async(t.Context(), e)
+		synctest.Wait()
+		long := envelope("long@example.com")
+		long.Prefer = "r0"
+		other := h.async(t.Context(), long) // has the slot when x wants it for the second time
+		d.set(1, way{after: 2 * time.Second})
+		if x := <-result; x.Err != nil || relaysTried(x.Receipt) != "r0 r1" {
+			t.Errorf("%s: %v", attempts(x.Receipt), x.Err)
+		}
+		if x := <-other; x.Err != nil {
+			t.Errorf("%s: %v", attempts(x.Receipt), x.Err)
 		}
 	})
 }

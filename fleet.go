@@ -2,6 +2,9 @@ package smtplb
 
 import (
 	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -73,24 +76,35 @@ func (t *tier) weigh() []float64 {
 	return weights
 }
 
-// build makes the tier's picker for the weights, and reports whether the balancer made one.
-func (t *tier) build(b Balancer, weights []float64) bool {
+// build makes the tier's picker for the weights. It is an error if the balancer makes none, or panics: the clock calls it too, where nobody could catch that.
+func (t *tier) build(b Balancer, weights []float64) (err error) {
 	views := make([]RelayView, len(t.relays))
 	for i, r := range t.relays {
 		views[i] = view{r, weights[i]}
 	}
+	defer func() {
+		if x := recover(); x != nil {
+			err = &ConfigError{Path: "Balancer", Reason: fmt.Sprintf("NewPicker panicked: %v", x)}
+		}
+	}()
 	picker := b.NewPicker(views)
-	if picker != nil {
-		t.picks.Store(&picks{picker, weights})
+	if picker == nil {
+		return &ConfigError{Path: "Balancer", Reason: "NewPicker returned nil"}
 	}
-	return picker != nil
+	t.picks.Store(&picks{picker, weights})
+	return nil
 }
 
-// reweigh makes new pickers where a relay's weight is not what it was. One goroutine at a time runs it (see keeper).
-func (f *fleet) reweigh() {
+// reweigh makes new pickers where a relay's weight is not what it was; where the balancer makes none, the old one stays. One goroutine at a time runs it (see keeper).
+func (p *Pool) reweigh(f *fleet) {
 	for _, t := range f.tiers {
-		if weights := t.weigh(); !slices.Equal(weights, t.picks.Load().weights) {
-			t.build(f.balancer, weights)
+		weights, is := t.weigh(), t.picks.Load()
+		if slices.Equal(weights, is.weights) {
+			continue
+		}
+		if err := t.build(f.balancer, weights); err != nil {
+			t.picks.Store(&picks{is.picker, weights}) // for these it isn't asked again
+			p.log(context.Background(), slog.LevelError, "no new picker", slog.Int("tier", t.number), slog.String("error", err.Error()))
 		}
 	}
 }
@@ -153,9 +167,9 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 			end = f.tiers[i+1].first
 		}
 		t.relays = f.relays[t.first:end:end]
-		if !t.build(f.balancer, t.weigh()) {
+		if err := t.build(f.balancer, t.weigh()); err != nil {
 			p.forget(f, old)
-			return nil, &ConfigError{Path: "Balancer", Reason: "NewPicker returned nil"}
+			return nil, err
 		}
 	}
 	return f, nil

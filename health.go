@@ -191,11 +191,11 @@ func (r *standing) answers(at time.Time) {
 // changed brings the relay's lane, limits and weight into line with what is known of it, and tells hooks and log of a new state. It is called after each change, under
 // no lock, perhaps by several at once: the last one finds it as it is.
 func (r *standing) changed() {
+	if r.breaker.Long() {
+		r.ignored.Store(false) // whatever its tier does, a login isn't tried again and again
+	}
 	r.sync()
 	now := time.Now()
-	if r.breaker.Long() {
-		r.ignored.Store(false)
-	}
 	r.mu.Lock()
 	was, slow := r.rising.Load(), r.slowStart.Load()
 	switch {
@@ -401,7 +401,6 @@ func (r *standing) outcome(blame verdict.Blame, f verdict.Fact) breaker.Outcome 
 	case verdict.Fault:
 		return breaker.Fault
 	case verdict.AuthFault, verdict.ConfigFault:
-		r.ignored.Store(false) // whatever its tier does, a login isn't tried again and again
 		return breaker.Long
 	case verdict.Throttle, verdict.CoolDown:
 		r.cooledUntil.Store(time.Now().Add(coolDown).UnixNano())

@@ -71,6 +71,13 @@ func (c *connects) add(d time.Duration) {
 	c.took[(c.next.Add(1)-1)%uint32(len(c.took))].Store(us)
 }
 
+// reset forgets them: they are about another way to the relay.
+func (c *connects) reset() {
+	for i := range c.took {
+		c.took[i].Store(0)
+	}
+}
+
 // patience is how long a connection is waited for before another relay is asked: what 19 of 20 took.
 func (c *connects) patience() time.Duration {
 	var all [len(c.took)]uint32
@@ -191,6 +198,12 @@ func (l *leg) within(d time.Duration) bool {
 // settle gives slot and permit back. A connection is kept, which is no success of the relay's: that is a message. A fault is one.
 func (l *leg) settle() {
 	r := l.relay
+	if l.conn != nil && !l.idle && r.outdated() { // opened by what was configured before, maybe after the lane was flushed
+		l.permit.Done(breaker.NotCounted)
+		l.turn.Adopt(l.conn)
+		l.pool.part(l.turn, l.conn)
+		return
+	}
 	defer l.turn.Put(0)
 	switch {
 	case l.conn != nil:
@@ -200,7 +213,7 @@ func (l *leg) settle() {
 			r.learn(l.conn.Extensions())
 		}
 		l.permit.Done(breaker.NotCounted)
-	case l.end != nil && l.hushed:
+	case l.end != nil && (l.hushed || r.outdated()):
 		l.permit.Done(breaker.NotCounted)
 	case l.end != nil:
 		fact := dialFact(l.end)
@@ -335,7 +348,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 			skip[w] = ^uint64(0)
 		}
 		for i, r := range t.relays {
-			if r != a.relay && d.may(r) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
+			if r != a.relay && d.may(r) && !d.again.Has(r.index) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
 				skip.remove(i)
 				found = true
 			}

@@ -131,7 +131,7 @@ func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 	if used {
 		p.checkDue(f, now)
 	}
-	f.reweigh()
+	p.reweigh(f)
 	f.refresh(now)
 	p.budget.turnOver(now)
 	return busy

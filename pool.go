@@ -128,6 +128,14 @@ func (p *Pool) retire(c *session.Conn, why connpool.Reason, gone func()) bool {
 	})
 }
 
+// part ends a turn whose connection is not to be used again: with a QUIT in the background, and the slot is free when the relay knows.
+func (p *Pool) part(t connpool.Turn[*session.Conn], c *session.Conn) {
+	if !p.retire(c, connpool.ReasonDrained, func() { t.Drop() }) {
+		_ = c.Close()
+		t.Drop()
+	}
+}
+
 func (p *Pool) log(ctx context.Context, level slog.Level, msg string, attrs ...slog.Attr) {
 	if p.logger != nil {
 		p.logger.LogAttrs(ctx, level, msg, attrs...)

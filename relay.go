@@ -54,7 +54,6 @@ type standing struct {
 	noRideUntil   atomic.Int64 // Unix nanoseconds: it lost an envelope behind a body
 	latency       balance.EWMA // from the attempt's start until the relay had taken the envelope
 	envelope      balance.EWMA // of this the envelope alone: what relays that dial more and less often can be compared by
-	final         balance.EWMA // from a message's end to the answer: it depends on the message
 	counts        relayCounts
 	latencies     atomic.Pointer[latencies]
 	away          downtime
@@ -99,22 +98,14 @@ func (r *relay) weighs() float64 {
 func (r *standing) learnLatency(a *Attempt, f *verdict.Fact, rode bool, now int64) {
 	t := &a.Timings
 	dial := t.Dial + t.TLS + t.Hello + t.Auth
-	timeout := f.Failure == reply.FailTimeout
 	switch {
-	case timeout && f.Stage < reply.StageBody && !rode:
+	case rode:
+	case f.Failure == reply.FailTimeout && f.Stage < reply.StageBody:
 		longer(&r.latency, now, dial+t.Envelope)
 		longer(&r.envelope, now, max(dial, t.Envelope)) // had it answered, it would have been no faster
-	case timeout && f.Stage == reply.StageFinal:
-		longer(&r.final, now, t.Final)
-	case a.Accepted == 0:
-	default:
-		if !rode {
-			r.latency.Observe(now, dial+t.Envelope)
-			r.envelope.Observe(now, t.Envelope)
-		}
-		if f.Stage == reply.StageFinal {
-			r.final.Observe(now, t.Final)
-		}
+	case a.Accepted > 0:
+		r.latency.Observe(now, dial+t.Envelope)
+		r.envelope.Observe(now, t.Envelope)
 	}
 }
 

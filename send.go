@@ -110,9 +110,6 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	d.limit(ctx)
-	if p.resolve(ctx, d); p.ctx.Err() != nil {
-		return ErrClosed
-	}
 	defer d.leaveNext()
 	for d.pending > 0 && d.made < d.fleet.attempts {
 		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
@@ -166,8 +163,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	d.spilled, d.frugal, d.waitUntil = 0, false, time.Time{}
 	d.unpaid = d.made == 0 || d.ownHop()
 	for d.asked = false; ; {
-		d.place.Seen = p.conns.Changes()
-		d.move()
+		p.resolve(ctx, d)
 		if ctx.Err() != nil {
 			return permit, false, contextError(ctx)
 		}
@@ -308,15 +304,11 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 	return d.queueFor(ctx, until, errWaitedEnough)
 }
 
-// queueFor is queue until then; its error is cause when that was too short.
+// queueFor is queue until then, when its error is cause.
 func (d *delivery) queueFor(ctx context.Context, until time.Time, cause error) error {
 	short, cancel := context.WithDeadlineCause(ctx, until, cause)
 	defer cancel()
-	err := d.queue(short)
-	if err != nil && ctx.Err() == nil && short.Err() != nil {
-		err = cause
-	}
-	return err
+	return d.queue(short)
 }
 
 var (

@@ -90,17 +90,24 @@ func (p *Pool) expand(f, old *fleet) []spec {
 	return specs
 }
 
-// source returns the source of r: that of the old fleet if it is the same.
+// source returns the source of r: that of the old fleet if it is the same, one that goes on from its answers if it is the same but for its resolver.
 func (p *Pool) source(r *Relay, domain string, resolver Resolver, old *fleet) *source {
-	if old != nil {
-		for _, s := range old.sources {
-			if s.name == r.name() && s.domain == domain && s.implicit == (r.TLS == TLSImplicit) && sameResolver(s.resolver, resolver) {
-				return s
-			}
-		}
-	}
 	s := &source{pool: p, name: r.name(), domain: domain, implicit: r.TLS == TLSImplicit, resolver: resolver, asked: make(chan struct{})}
 	s.latest.Store(new(answer))
+	if old == nil {
+		return s
+	}
+	for _, was := range old.sources {
+		if was.name != s.name || was.domain != domain || was.implicit != s.implicit {
+			continue
+		}
+		if sameResolver(was.resolver, resolver) {
+			return was
+		}
+		a := was.latest.Load() // another resolver is asked by the next send; until it has answered, what the last one said holds
+		s.answers = was.answers
+		s.latest.Store(&answer{targets: a.targets, at: a.at})
+	}
 	return s
 }
 
@@ -173,34 +180,44 @@ func (s *source) trouble() (text string, next time.Time) {
 	return s.name + ": DNS was not asked yet", time.Now()
 }
 
-// resolve has DNS asked for the domains of d's fleet that it was never asked for, and waits for the answers: as long as d's caller does, but where there are other relays only for a moment.
+// resolve brings d to the pool's present fleet, and has DNS asked for those of its domains that it was never asked for: d waits for the answers as long as its caller does, but where there are
+// other relays only for a moment, once.
 func (p *Pool) resolve(ctx context.Context, d *delivery) {
-	waited := false
-	for _, s := range d.fleet.sources {
-		select {
-		case <-s.asked:
-			continue
-		default:
+	for {
+		d.place.Seen = p.conns.Changes() // before the fleet is read
+		d.move()
+		if len(d.fleet.sources) == 0 || d.hasty && len(d.fleet.relays) > 0 || !p.await(ctx, d.fleet) {
+			return
 		}
-		s.look()
-		waited = true
+		d.hasty = true
 	}
-	if !waited {
-		return
-	}
-	if len(d.fleet.relays) > 0 {
-		short, cancel := context.WithTimeout(ctx, lookupPatience)
-		defer cancel()
-		ctx = short
-	}
-	for _, s := range d.fleet.sources {
+}
+
+// await waits for the first answers for the fleet's domains. It reports whether there was one to wait for, and time left.
+func (p *Pool) await(ctx context.Context, f *fleet) bool {
+	var unasked []*source
+	for _, s := range f.sources {
 		select {
 		case <-s.asked:
-		case <-ctx.Done():
+		default:
+			s.look()
+			unasked = append(unasked, s)
+		}
+	}
+	short := ctx
+	if len(f.relays) > 0 {
+		var cancel context.CancelFunc
+		short, cancel = context.WithTimeout(ctx, lookupPatience)
+		defer cancel()
+	}
+	for _, s := range unasked {
+		select {
+		case <-s.asked:
+		case <-short.Done():
 		case <-p.ctx.Done():
 		}
 	}
-	d.man(p.fleet.Load())
+	return len(unasked) > 0 && ctx.Err() == nil && p.ctx.Err() == nil
 }
 
 // look asks DNS, in the background, unless that is under way.
@@ -215,28 +232,32 @@ func (s *source) look() {
 
 func (s *source) lookup() {
 	defer s.busy.Store(false)
-	p := s.pool
-	ctx, cancel := context.WithTimeout(p.ctx, lookupTimeout)
+	ctx, cancel := context.WithTimeout(s.pool.ctx, lookupTimeout)
 	defer cancel()
-	targets, err := discover.LookupSubmission(ctx, s.resolver, s.domain)
+	var targets []discover.Target
+	err := fmt.Errorf("%w: the Resolver did not return", discover.ErrUnavailable)
+	defer func() { // it is the caller's code, and may panic or end the goroutine
+		if x := recover(); x != nil {
+			err = fmt.Errorf("%w: the Resolver panicked: %v", discover.ErrUnavailable, x)
+		}
+		s.pool.amend(func() []news {
+			defer s.answered()
+			return s.note(targets, err)
+		})
+	}()
+	targets, err = discover.LookupSubmission(ctx, s.resolver, s.domain)
 	if err == nil && s.implicit && !targets[0].Implicit { // all are of one service
 		err = fmt.Errorf("%w but by STARTTLS, and TLSImplicit is configured", discover.ErrNotOffered)
 	}
-	select {
-	case p.updates <- struct{}{}:
-	case <-p.ctx.Done():
-		return
-	}
-	p.teller.hold()
-	news := s.note(targets, err)
+}
+
+// answered lets those go on who wait for the first answer. Who calls it has Pool.updates.
+func (s *source) answered() {
 	select {
 	case <-s.asked:
 	default:
 		close(s.asked)
 	}
-	kept := p.teller.release()
-	<-p.updates
-	p.tellAll(kept, news)
 }
 
 // note takes what DNS said, and puts another fleet in the place of the present one where that makes a difference. Who calls it has p.updates. It returns what is to be told afterwards.

@@ -29,24 +29,27 @@ func (p *Pool) Update(c Config) error {
 		return err
 	}
 	c.Relays = slices.Clone(c.Relays)
-	kept, news, err := p.update(&c, sessions)
-	p.tellAll(kept, news)
+	err = ErrClosed
+	p.amend(func() (list []news) {
+		if p.ctx.Err() == nil {
+			list, err = p.replace(&c, sessions, "Update")
+		}
+		return list
+	})
 	return err
 }
 
-// update returns, besides what Update has to tell, what was kept meanwhile.
-func (p *Pool) update(c *Config, sessions []*session.Config) (kept, list []news, err error) {
-	p.updates <- struct{}{}
+// amend runs f while nobody else replaces the fleet, and then tells what f returns, after what came up meanwhile.
+func (p *Pool) amend(f func() []news) {
+	var kept, list []news
+	defer func() { p.tellAll(kept, list) }()
+	p.updates <- struct{}{} // nobody has it for long
 	p.teller.hold()
 	defer func() {
 		kept = p.teller.release()
 		<-p.updates
 	}()
-	if p.ctx.Err() != nil {
-		return nil, nil, ErrClosed
-	}
-	list, err = p.replace(c, sessions, "Update")
-	return nil, list, err
+	list = f()
 }
 
 // replace puts the fleet of c in the place of the present one, because of why. Who calls it has p.updates, and tells what is returned when it has not any more.
@@ -119,6 +122,9 @@ func (r *relay) succeed(was *relay, h *Health) {
 	r.noRideUntil.Store(0)
 	r.cooledUntil.Store(0)
 	r.finalTimeouts.Store(0)
+	r.latency.Reset()
+	r.envelope.Reset()
+	r.connects.reset()
 	r.apart.forget()
 	r.forgetChecks(true)
 	r.breaker.Retry()

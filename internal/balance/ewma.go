@@ -59,6 +59,14 @@ func (e *EWMA) move(x, share float64) {
 	}
 }
 
+// Reset forgets all samples: they are about something else now.
+func (e *EWMA) Reset() {
+	e.samples.Store(0)
+	e.relaxed.Store(0)
+	e.seen.Store(0)
+	e.value.Store(0)
+}
+
 // Value returns the mean, 0 before the first sample.
 func (e *EWMA) Value() time.Duration { return time.Duration(math.Float64frombits(e.value.Load())) }
 

@@ -103,6 +103,7 @@ type Settings struct {
 }
 
 const (
+	causeLong     = "long"           // the Cause after a Long outcome
 	probesToClose = 2                // successes in half-open that close the breaker
 	cleanMinute   = time.Minute      // closed for this long, k falls by one
 	jitter        = 0.2              // of an open time
@@ -165,6 +166,7 @@ type Breaker struct {
 	timer       *time.Timer // open: to half-open; probing: gives the probe up
 	due         time.Time   // when timer has something to do; earlier calls are of a timer that was reset too late
 	probe       func(error) // gobreaker's done of the probe under way
+	longer      bool        // a Long outcome has come that changes no state: OnChange is to be called all the same
 }
 
 var (
@@ -224,16 +226,22 @@ func (b *Breaker) Configure(s Settings) {
 	b.unlock(before)
 }
 
-// Retry ends an opening (a millisecond from now), and forgets the back-off of Long outcomes: what they were about, a login, was changed.
+// Retry ends an opening (a millisecond from now) and a probe, and forgets the back-off of Long outcomes and all permits: what they are about, a login, was changed.
 func (b *Breaker) Retry() {
 	b.mu.Lock()
-	defer b.mu.Unlock() // nothing has moved yet
+	before, now := b.State(), time.Now()
 	b.long.k = 0
-	if b.State() == Open && !b.stopped {
-		now := time.Now()
+	switch {
+	case b.stopped:
+	case before == Closed:
+		b.gen++
+	case before == Open:
 		b.retryAt = now.Add(minOpen)
 		b.armLocked(now, minOpen)
+	case before == Probing:
+		b.endProbeLocked(b.probe, NotCounted)
 	}
+	b.unlock(before)
 }
 
 // State returns the present state. It takes no lock and never moves the state.
@@ -363,7 +371,8 @@ func (b *Breaker) Stop() {
 
 // unlock is the one exit of a critical section that may have changed the state.
 func (b *Breaker) unlock(before State) {
-	changed := b.State() != before
+	changed := b.State() != before || b.longer
+	b.longer = false
 	b.mu.Unlock()
 	if changed && b.onChange != nil {
 		b.onChange()
@@ -404,7 +413,7 @@ func (b *Breaker) verdictLocked(o Outcome) string {
 	w := &b.window
 	switch {
 	case o == Long:
-		return "long"
+		return causeLong
 	case b.set.Consecutive > 0 && b.consecutive >= b.set.Consecutive:
 		return fmt.Sprintf("%d consecutive faults", b.consecutive)
 	case b.set.Window > 0 && b.set.MinOutcomes > 0 && b.set.Ratio > 0 &&
@@ -425,7 +434,7 @@ func (b *Breaker) endProbeLocked(done func(error), o Outcome) {
 	case Success:
 		done(nil)
 	case Long:
-		cause = "long"
+		cause = causeLong
 		done(errFault)
 	case Fault:
 		done(errFault)

@@ -102,3 +102,53 @@ func TestRetryEndsTheOpening(t *testing.T) {
 		want(t, b, breaker.Closed)
 	})
 }
+
+// What permits of before Retry report is about the old login.
+func TestRetryForgetsPermits(t *testing.T) {
+	bubble(t, breaker.Settings{}, func(t *testing.T, b *breaker.Breaker) {
+		closed, _ := b.Allow()
+		b.Retry()
+		closed.Done(long)
+		want(t, b, breaker.Closed)
+
+		trip(t, b)
+		untilHalfOpen(t, b)
+		probe, _ := b.Allow()
+		want(t, b, breaker.Probing)
+		b.Retry()
+		want(t, b, breaker.HalfOpen)
+		probe.Done(long)
+		want(t, b, breaker.HalfOpen)
+		report(t, b, ok, ok)
+		want(t, b, breaker.Closed)
+	})
+}
+
+// A refused login is known as one whatever state the breaker is in when a message that went past it says so, and somebody is told.
+func TestForcedLong(t *testing.T) {
+	for _, state := range []breaker.State{breaker.Open, breaker.HalfOpen, breaker.Probing} {
+		t.Run(state.String(), func(t *testing.T) {
+			var changes atomic.Int32
+			bubble(t, breaker.Settings{OnChange: func() { changes.Add(1) }}, func(t *testing.T, b *breaker.Breaker) {
+				trip(t, b)
+				if state != breaker.Open {
+					untilHalfOpen(t, b)
+				}
+				if state == breaker.Probing {
+					b.Allow()
+				}
+				before, forced := changes.Load(), b.Force()
+				forced.Done(long)
+				want(t, b, state)
+				if !b.Long() || changes.Load() != before+1 {
+					t.Errorf("Long is %v, %d changes were told", b.Long(), changes.Load()-before)
+				}
+				fine := b.Force()
+				fine.Done(none)
+				if changes.Load() != before+1 {
+					t.Error("told again")
+				}
+			})
+		})
+	}
+}

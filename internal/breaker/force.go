@@ -16,7 +16,11 @@ func (b *Breaker) forcedLocked(o Outcome) {
 		b.retryAt = now.Add(minOpen)
 		b.armLocked(now, minOpen)
 	case before == Open && o == Long:
-		b.openLocked(o, "long", now)
+		b.openLocked(o, causeLong, now)
+		b.longer = true
+	case o == Long: // the probe decides, but Long says so from now on
+		b.cause = causeLong
+		b.longer = true
 	}
 }
 
@@ -27,5 +31,5 @@ func (b *Breaker) Long() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock() // nothing was changed
-	return b.cause == "long" && b.State() != Closed
+	return b.cause == causeLong && b.State() != Closed
 }
