@@ -69,6 +69,7 @@ func TestChecksFallAndRise(t *testing.T) {
 		if s := h.state(1); s != "up" {
 			t.Errorf("after the first check: %s", s)
 		}
+		synctest.Wait() // a check of this instant says QUIT first
 		h.relays[1].Kill()
 		h.use(30 * time.Second) // up to 18 until the first failure, then 3 and 3, each up to 3.6 and up to a second late
 		s := h.pool.Stats().Relays[1]
