@@ -514,6 +514,13 @@ func (c *chaos) send(r *rand.Rand) {
 func (c *chaos) settle() {
 	time.Sleep(2 * time.Second) // the longest farewell
 	st := c.pool.Stats()
+	for range 30 { // a check has a slot, and may be under way
+		if !slices.ContainsFunc(st.Relays, func(r smtplb.RelayStats) bool { return r.InFlight > 0 }) {
+			break
+		}
+		time.Sleep(time.Second)
+		st = c.pool.Stats()
+	}
 	if st.InFlight != 0 || st.Waiting != 0 {
 		c.Errorf("with nobody sending: %d in flight, %d waiting", st.InFlight, st.Waiting)
 	}
