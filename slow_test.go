@@ -1,6 +1,7 @@
 package smtplb_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -180,6 +181,32 @@ func TestSlowRelayOfTwoMinds(t *testing.T) {
 		if n := len(after(found, starts())); n < 10 || n > 12 {
 			t.Errorf("it had %d messages in two minutes", n)
 		}
+	})
+}
+
+// TestStoppedRelayDoesNotRest: a relay that doesn't answer at all looks slow, and then its breaker is to open soon, whatever few messages it has.
+func TestStoppedRelayDoesNotRest(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, _, _ := slowHouse(t, nil)
+		defer h.close()
+		h.send(10 * time.Second)
+		h.relays[1].On(smtptest.Mail).Delay(time.Hour)
+		stopped := time.Now()
+		var wg sync.WaitGroup
+		for h.pool.Stats().Relays[1].Breaker == "closed" && time.Since(stopped) < time.Minute {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if r, err := h.pool.Deliver(ctx, envelope("u@example.com")); err != nil {
+					t.Errorf("%v: %v", r, err)
+				}
+			})
+			time.Sleep(20 * time.Millisecond)
+		}
+		if took := time.Since(stopped); took > 12*time.Second {
+			t.Errorf("its breaker opened after %v", took)
+		}
+		wg.Wait()
 	})
 }
 
