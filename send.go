@@ -229,7 +229,7 @@ func (d *delivery) quick() bool {
 	}
 	d.asked = true
 	r := f.tiers[0].pick(d.info(nil, 1))
-	if r == nil || !d.may(r) || d.shuns(r) || !d.tryLane(r) {
+	if r == nil || !d.may(r) || d.shuns(r) || r.rests() || !d.tryLane(r) {
 		return false
 	}
 	d.count(false)
@@ -254,6 +254,7 @@ func (d *delivery) tryLane(r *relay) bool {
 	turn, ok := d.pool.conns.Try(r.lane, d.place.Bulk)
 	if ok {
 		d.turn = *turn
+		r.slowness.used()
 	}
 	return ok
 }
@@ -423,15 +424,30 @@ func (d *delivery) ownHop() bool {
 	return true
 }
 
-// mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
+// mask fills in d.skip for a tier whose chosen relays stand in d.lanes: with those that have no free connection, and those that rest for their slowness, unless only such are free.
 func (d *delivery) mask(t *tier) *tier {
 	d.skip = d.skipBuf[:words(len(t.relays))]
 	for w := range d.skip {
 		d.skip[w] = ^uint64(0)
 	}
+	resting, quick := 0, false
 	for i, r := range t.relays {
-		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
-			d.skip.remove(i)
+		switch {
+		case !d.lanes.Has(r.member) || !d.pool.conns.Free(r.lane, d.place.Bulk):
+			continue
+		case r.rests():
+			resting++
+		default:
+			quick = true
+		}
+		d.skip.remove(i)
+	}
+	if !quick || resting == 0 {
+		return t
+	}
+	for i, r := range t.relays {
+		if r.rests() {
+			d.skip.add(i)
 		}
 	}
 	return t
