@@ -1,0 +1,258 @@
+package smtplb_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
+)
+
+// What happens while a send is between two steps of its way: a Picker is the caller's code, and stands between the look at the relays and the wait for one.
+
+// meddler is a Balancer that takes the first relay that it may, after it has done something.
+type meddler struct {
+	inOrder
+	first *func()
+}
+
+func (m meddler) NewPicker(relays []smtplb.RelayView) smtplb.Picker {
+	return meddler{inOrder{len(relays)}, m.first}
+}
+
+func (m meddler) Pick(info smtplb.PickInfo) int {
+	if f := *m.first; f != nil {
+		*m.first = nil
+		f()
+	}
+	return m.inOrder.Pick(info)
+}
+
+// Who is about to wait when an Update comes has not missed it: it sees the relays that are there now.
+func TestUpdateBeforeTheWait(t *testing.T) {
+	for _, gone := range []bool{false, true} { // the relay that it was about to wait for
+		bubble(t, func(t *testing.T) {
+			var config smtplb.Config
+			var first func()
+			h := newHouse(t, 2, func(c *smtplb.Config) {
+				one(c)
+				c.Balancer, c.Health.Interval = meddler{first: &first}, -1
+				config = *c
+				c.Relays = c.Relays[:1]
+			})
+			defer h.close()
+			var wg sync.WaitGroup
+			h.hold(&wg, 0, time.Minute)
+			synctest.Wait()
+			first = func() {
+				if gone {
+					config.Relays = config.Relays[1:]
+				}
+				if err := h.pool.Update(config); err != nil {
+					t.Error(err)
+				}
+			}
+			begun := time.Now()
+			if r := h.takes("x@example.com"); relaysTried(r) != "r1" || time.Since(begun) != 0 {
+				t.Errorf("%v after %v", r, time.Since(begun))
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// Who has chosen a relay when an Update changes how it is reached opens a connection by the old ways, which carries this message and no other.
+func TestUpdateBeforeTheTurn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var config smtplb.Config
+		var first func()
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Balancer, c.Health.Interval = meddler{first: &first}, -1
+			config = *c
+		})
+		defer h.close()
+		config.Relays = slices.Clone(config.Relays)
+		config.Relays[0].Addr = h.relays[1].Addr // r0 is another host now
+		first = func() {
+			if err := h.pool.Update(config); err != nil {
+				t.Error(err)
+			}
+		}
+		h.takes("a@example.com")
+		h.takes("b@example.com")
+		time.Sleep(time.Second)
+		if n, quits := len(h.relays[0].Messages()), h.relays[0].Stats().Commands["QUIT"]; n != 1 || quits != 1 || len(h.relays[1].Messages()) != 1 {
+			t.Errorf("the old host has %d messages and %d QUITs, the new one %d messages", n, quits, len(h.relays[1].Messages()))
+		}
+		if s := h.pool.Stats().Relays[0]; s.Opened != 2 || s.Idle != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// What a send still does by the old ways says nothing of the new ones: nobody is kept apart from a relay because another host refused the sender, and a refusal for good
+// is still the word of all relays where an Update came before the first attempt.
+func TestUpdateWhileItRefuses(t *testing.T) {
+	for _, ways := range []bool{true, false} { // the Update changes how r0 is reached, or nothing
+		bubble(t, func(t *testing.T) {
+			var config smtplb.Config
+			h := newHouse(t, 2, func(c *smtplb.Config) {
+				c.Relays = c.Relays[:1]
+				one(c)
+				c.Relays[0].NoRiding = true
+				c.Balancer, c.Health.Interval = inOrder{}, -1
+				config = *c
+			})
+			defer h.close()
+			config.Relays = slices.Clone(config.Relays)
+			update := func() {
+				t.Helper()
+				if err := h.pool.Update(config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if ways {
+				h.relays[0].On(smtptest.Mail).Delay(time.Second).Reply(550, "5.7.1 Relaying denied")
+				sent := h.async(t.Context(), envelope("x@example.com"))
+				time.Sleep(time.Second / 2)
+				config.Relays[0].Addr = h.relays[1].Addr
+				update()
+				if x := <-sent; x.Err != nil || relaysTried(x.Receipt) != "r0 r0" {
+					t.Errorf("%v: %v", x.Receipt, x.Err)
+				}
+				h.wantPlan(envelope("x@example.com"), "r0 100%")
+				return
+			}
+			var wg sync.WaitGroup
+			h.hold(&wg, 0, time.Minute)
+			synctest.Wait()
+			sent := h.async(t.Context(), envelope("x@example.com"))
+			synctest.Wait()
+			update()
+			h.relays[0].On(smtptest.Mail).Reply(550, "5.7.1 Relaying denied")
+			if x := <-sent; outcomes(x.Receipt) != "failed" {
+				t.Errorf("%v: %v", x.Receipt, x.Err)
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// closer is a Balancer whose NewPicker closes the pool, once it has one.
+type closer struct {
+	smtplb.Balancer
+	pool **smtplb.Pool
+}
+
+func (c closer) NewPicker(relays []smtplb.RelayView) smtplb.Picker {
+	if *c.pool != nil {
+		(*c.pool).Close()
+	}
+	return c.Balancer.NewPicker(relays)
+}
+
+// An Update that Close has overtaken says so.
+func TestCloseDuringUpdate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var pool *smtplb.Pool
+		var config smtplb.Config
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			c.Balancer = closer{smtplb.RoundRobin(), &pool}
+			config = *c
+			c.Relays = c.Relays[:1]
+		})
+		defer h.close()
+		pool = h.pool
+		if err := pool.Update(config); !errors.Is(err, smtplb.ErrClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+// Where the pool was closed meanwhile, that is why there is no relay, and not what else is wrong with them.
+func TestClosedIsNoLackOfRelays(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var h *house
+		h = newHouse(t, 2, func(c *smtplb.Config) {
+			c.Balancer = inOrder{}
+			c.Hooks.AttemptStart = func(context.Context, smtplb.AttemptInfo) func(smtplb.Attempt) {
+				return func(smtplb.Attempt) { h.pool.Close() }
+			}
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.Mail).Reply(451, "4.3.0 not now")
+		if err := h.pool.SetAdmin("r1", smtplb.AdminDrain); err != nil {
+			t.Fatal(err)
+		}
+		r, err := h.pool.Deliver(t.Context(), envelope("x@example.com"))
+		if !errors.Is(err, smtplb.ErrClosed) || errors.Is(err, smtplb.ErrNoRelay) || strings.Contains(err.Error(), "drain") || outcomes(r) != "deferred" || relaysTried(r) != "r0" {
+			t.Errorf("%v: %v", r, err)
+		}
+	})
+}
+
+// An Update that ends slow starts, or checks, is not a matter of the next look at the clock.
+func TestUpdateOfHealth(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var config smtplb.Config
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			c.Balancer = smtplb.RoundRobin()
+			config = *c
+		})
+		defer h.close()
+		h.use(time.Second / 2)
+		h.relays[0].Kill()
+		for range 30 {
+			if h.use(time.Second); h.state(0) == "down" {
+				break
+			}
+		}
+		config.Health.Interval = -1
+		if err := h.pool.Update(config); err != nil {
+			t.Fatal(err)
+		}
+		if s := h.state(0); s == "down" {
+			t.Error("it is down, and nobody asks any more")
+		}
+	})
+}
+
+// A domain for which DNS names nobody may have relays that take what the others refuse for good.
+func TestDomainUnnamedIsNoRefusal(t *testing.T) {
+	for _, named := range []bool{false, true} {
+		t.Run(fmt.Sprint(named), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				z := &zone{}
+				if named {
+					z.set("submission", record(1, 0, 0))
+				}
+				h := newDomain(t, 2, z, func(c *smtplb.Config) {
+					own := c.Relays[0]
+					own.Name, own.Addr, own.TLSConfig = "own", "r0.test:587", own.TLSConfig.Clone()
+					own.TLSConfig.ServerName = "example.com"
+					c.Relays = append(c.Relays, own)
+				})
+				defer h.close()
+				for _, r := range h.relays {
+					r.On(smtptest.Mail).Reply(550, "5.7.1 Relaying denied")
+				}
+				r, err := h.pool.Deliver(t.Context(), envelope("x@example.com"))
+				want := "deferred"
+				if named {
+					want = "failed" // by all that there are
+				}
+				if outcomes(r) != want || errors.Is(err, smtplb.ErrPermanent) != named {
+					t.Errorf("%v: %v", r, err)
+				}
+			})
+		})
+	}
+}
