@@ -1,0 +1,106 @@
+package smtplb_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
+)
+
+// Who lost a race has been offered nothing, and may be tried again, by the connection that it made in the meantime.
+func TestLoserIsTriedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, d := newRaces(t, 2, nil)
+		defer h.close()
+		d.set(0, way{after: time.Second})
+		h.relays[1].On(smtptest.EndOfData).Delay(2*time.Second).Reply(451, "4.3.0 not now")
+		r, err := h.pool.Deliver(t.Context(), envelope("x@example.com"))
+		if err != nil || attempts(r) != "r0~ r1! r0" || !r.Attempts[2].Reused {
+			t.Errorf("%s: %v", attempts(r), err)
+		}
+	})
+}
+
+// Where the first fails while the second still dials, that dial is the beginning of the next attempt; and the last relay that there is has all the time that the caller has left.
+func TestNextLegIsTheNextAttempt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, d := newRaces(t, 2, func(c *smtplb.Config) { c.Retry.Attempts = 5 })
+		defer h.close()
+		d.set(0, way{after: 2 * time.Second, err: errRefused})
+		d.set(1, way{after: 2 * time.Second})
+		h.relays[1].On(smtptest.Mail).Delay(12 * time.Second) // more than half of what is left
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		begun := time.Now()
+		r, err := h.pool.Deliver(ctx, envelope("x@example.com"))
+		if err != nil || attempts(r) != "r0! r1" {
+			t.Fatalf("%s: %v", attempts(r), err)
+		}
+		if a := r.Attempts[1]; a.Start.Sub(begun) != hedgeAfter || a.Timings.Dial != 2*time.Second || a.Timings.Wait != 0 || a.Hedged {
+			t.Errorf("%+v, after %v", a, a.Start.Sub(begun))
+		}
+	})
+}
+
+// hedgeAfter is how long a connection is waited for, at the least.
+const hedgeAfter = 250 * time.Millisecond
+
+// The state of a relay that lost changes when nobody's send is under way: the hook that hears of it may close the pool, which waits for the dial but not for the hook.
+func TestLosersHookCloses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var h *house
+		closed := make(chan error, 1)
+		h, d := newRaces(t, 2, func(c *smtplb.Config) {
+			c.Relays[0].Breaker.Consecutive = 1
+			c.Hooks.RelayState = func(e smtplb.RelayEvent) {
+				if e.Relay == "r0" && e.State == "open" {
+					closed <- h.pool.Close()
+				}
+			}
+		})
+		d.set(0, way{after: time.Second, err: errRefused})
+		if r, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); err != nil || attempts(r) != "r0~ r1" {
+			t.Errorf("%s: %v", attempts(r), err)
+		}
+		select {
+		case err := <-closed:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Hour):
+			t.Error("Close waits for the hook that called it")
+		}
+		h.close()
+	})
+}
+
+// What an attempt has to show stays its relay's: where it must dial again for the rest of its recipients, it races nobody.
+func TestNoRaceWithSomethingToShow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, d := newRaces(t, 2, func(c *smtplb.Config) { c.Relays[0].Conns.MaxMessages = 2 })
+		defer h.close()
+		var to []string
+		for i := range 150 {
+			to = append(to, fmt.Sprintf("u%d@example.com", i))
+		}
+		refused := h.relays[0].On(smtptest.Rcpt).If(func(e *smtptest.Event) bool { return true }).Times(100)
+		refused.Reply(550, "5.1.1 No such user")
+		h.relays[0].On(smtptest.Mail).Nth(2).Drop()
+		first := true
+		h.relays[0].On(smtptest.Mail).If(func(*smtptest.Event) bool {
+			if first {
+				first = false
+				d.set(0, way{after: time.Second})
+			}
+			return false
+		})
+		r, err := h.pool.Deliver(t.Context(), envelope(to...))
+		s := h.pool.Stats()
+		if r.Count(smtplb.Failed) != 100 || r.Count(smtplb.Accepted) != 50 || s.Relays[1].Failed != 0 || s.Relays[0].Failed != 100 {
+			t.Errorf("%s: %v: failed at r0 %d, at r1 %d", attempts(r), err, s.Relays[0].Failed, s.Relays[1].Failed)
+		}
+	})
+}
