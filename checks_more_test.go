@@ -420,3 +420,37 @@ func TestWeightsCountSoon(t *testing.T) {
 		}
 	})
 }
+
+// A login that a check of before a maintenance finds refused is not locked, and leaves a probe to the next message.
+func TestRefusedLoginOfBefore(t *testing.T) {
+	for _, open := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			h, _, _ := newLogins(t, 1, 0, func(c *smtplb.Config) { c.Relays[0].Breaker.Consecutive, c.Retry.Budget = 1, -1 })
+			defer h.close()
+			trips, state := uint64(0), "closed"
+			if open {
+				h.relays[0].Kill()
+				_, _ = h.pool.Deliver(t.Context(), envelope("x@example.com"))
+				h.relays[0].Restart()
+				time.Sleep(time.Minute)
+				trips, state = 1, "half-open"
+			}
+			h.relays[0].On(smtptest.Ehlo).Delay(2 * time.Second)
+			for _, over := range []bool{true, false} {
+				done := make(chan error, 1)
+				go func() { done <- h.pool.Ping(context.Background()) }()
+				time.Sleep(time.Second)
+				h.set("r0", smtplb.AdminMaintenance)
+				if over {
+					h.set("r0", smtplb.AdminReady)
+				}
+				if err := <-done; err == nil {
+					t.Error("it took the old password")
+				}
+				if s := h.pool.Stats().Relays[0]; s.Trips != trips || s.Breaker != state {
+					t.Errorf("%+v", s)
+				}
+			}
+		})
+	}
+}

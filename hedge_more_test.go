@@ -3,7 +3,9 @@ package smtplb_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/smtplb/smtplb"
@@ -101,6 +103,86 @@ func TestNoRaceWithSomethingToShow(t *testing.T) {
 		s := h.pool.Stats()
 		if r.Count(smtplb.Failed) != 100 || r.Count(smtplb.Accepted) != 50 || s.Relays[1].Failed != 0 || s.Relays[0].Failed != 100 {
 			t.Errorf("%s: %v: failed at r0 %d, at r1 %d", attempts(r), err, s.Relays[0].Failed, s.Relays[1].Failed)
+		}
+	})
+}
+
+// The second relay of a race is one that is well, free and not held against anything; those before it in the picker's order that are not are passed over.
+func TestWhoIsRaced(t *testing.T) {
+	for name, spoil := range map[string]func(h *house, wg *sync.WaitGroup){
+		"well": func(*house, *sync.WaitGroup) {},
+		"busy": func(h *house, wg *sync.WaitGroup) { h.hold(wg, 1, time.Minute) },
+		"half-open": func(h *house, _ *sync.WaitGroup) {
+			h.relays[1].On(smtptest.Mail).Times(1).Reply(421, "4.3.0 Going down")
+			h.prefers("r1")
+			time.Sleep(time.Minute)
+		},
+		"cooling": func(h *house, _ *sync.WaitGroup) {
+			h.relays[1].On(smtptest.Mail).Times(1).Reply(450, "4.7.0 Too much mail, slow down")
+			h.prefers("r1")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				h, d := newRaces(t, 4, func(c *smtplb.Config) {
+					c.Relays[1].Conns.Max = 1
+					c.Relays[1].Breaker.Consecutive = 1
+					c.Relays[3].Conns.MaxIdle = -1
+				})
+				defer h.close()
+				if err := h.pool.SetAdmin("r0", smtplb.AdminDrain); err != nil {
+					t.Fatal(err)
+				}
+				if err := h.pool.SetAdmin("r2", smtplb.AdminDrain); err != nil {
+					t.Fatal(err)
+				}
+				var wg sync.WaitGroup
+				spoil(h, &wg)
+				synctest.Wait()
+				h.set("r0", smtplb.AdminReady)
+				h.set("r2", smtplb.AdminReady)
+				if s := h.state(1); (s == "half-open") != (name == "half-open") || h.pool.Stats().Relays[1].Cooling != (name == "cooling") {
+					t.Fatalf("it is %s", s)
+				}
+				d.set(0, way{after: time.Second})
+				want := "r0~ r2"
+				if name == "well" {
+					want = "r0~ r1"
+				}
+				if r, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); err != nil || attempts(r) != want {
+					t.Errorf("%s: %v", attempts(r), err)
+				}
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// prefers sends a message to a relay that is preferred, whatever becomes of it.
+func (h *house) prefers(relay string) {
+	e := envelope("y@example.com")
+	e.Prefer = relay
+	_, _ = h.pool.Deliver(context.Background(), e)
+}
+
+// A caller that leaves a race ends both dials, and both slots are free.
+func TestCancelledRaceEndsBoth(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, d := newRaces(t, 2, nil)
+		defer h.close()
+		d.set(0, way{after: time.Minute})
+		d.set(1, way{after: time.Minute})
+		ctx, cancel := context.WithCancel(t.Context())
+		sent := h.async(ctx, envelope("x@example.com"))
+		time.Sleep(time.Second)
+		if s := h.pool.Stats(); s.Relays[0].InFlight != 1 || s.Relays[1].InFlight != 1 {
+			t.Errorf("%d and %d dial", s.Relays[0].InFlight, s.Relays[1].InFlight)
+		}
+		cancel()
+		<-sent
+		synctest.Wait()
+		if s := h.pool.Stats(); s.Relays[0].InFlight != 0 || s.Relays[1].InFlight != 0 || h.pool.Background() != 0 {
+			t.Errorf("%d and %d dial", s.Relays[0].InFlight, s.Relays[1].InFlight)
 		}
 	})
 }

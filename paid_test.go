@@ -19,30 +19,44 @@ import (
 // Each further attempt draws one token, whatever it is for: but for the hop of a recipient that was refused for a reason of its own.
 func TestFurtherAttemptsArePaidFor(t *testing.T) {
 	for _, test := range []struct {
-		name string
-		a    way
-		code int // of r0's answer to RCPT
-		text string
-		want string
-		cost float64
+		name   string
+		a      way
+		script func(h *house)
+		want   string
+		cost   float64
 	}{
-		{"no fault", way{}, 0, "", "r0", 0},
-		{"a recipient's own 4xx", way{}, 450, "4.2.1 Mailbox busy", "r0 r1", 0},
-		{"a 421 to a recipient", way{}, 421, "4.3.0 Going down", "r0 r1", 1},
-		{"no connection", way{err: errRefused}, 0, "", "r0 r1", 1},
-		{"the connection that a failed race has left", way{after: 2 * time.Second, err: errRefused}, 0, "", "r0 r1", 1},
+		{"no fault", way{}, nil, "r0", 0},
+		{"a recipient's own 4xx", way{}, func(h *house) { busy(h.relays[0], "x") }, "r0 r1", 0},
+		{"both recipients' own 4xx", way{}, func(h *house) { busy(h.relays[0], "x"); busy(h.relays[0], "y") }, "r0 r1", 0},
+		{"an own 4xx, and a message that is refused", way{}, func(h *house) {
+			busy(h.relays[0], "x")
+			h.relays[0].On(smtptest.EndOfData).Reply(451, "4.3.0 not now")
+		}, "r0 r1", 1},
+		{"a 421 to a recipient", way{}, func(h *house) { h.relays[0].On(smtptest.Rcpt).Reply(421, "4.3.0 Going down") }, "r0 r1", 1},
+		{"an own 4xx, and then a refusal of the sender", way{}, func(h *house) {
+			busy(h.relays[0], "x")
+			busy(h.relays[0], "y")
+			h.relays[1].On(smtptest.Mail).Reply(451, "4.3.0 not now")
+		}, "r0 r1 r2", 1},
+		{"an own 4xx, and then no answer", way{}, func(h *house) {
+			busy(h.relays[0], "x")
+			busy(h.relays[0], "y")
+			h.relays[1].On(smtptest.Rcpt).Drop()
+		}, "r0 r1 r2", 1},
+		{"no connection", way{err: errRefused}, nil, "r0 r1", 1},
+		{"the connection that a failed race has left", way{after: 2 * time.Second, err: errRefused}, nil, "r0 r1", 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				h, d := newRaces(t, 2, func(c *smtplb.Config) { c.Retry.Budget = 1e-9 }) // a first attempt brings in a thousandth
+				h, d := newRaces(t, 3, func(c *smtplb.Config) { c.Retry.Budget = 1e-9 }) // a first attempt brings in a thousandth
 				defer h.close()
 				d.set(0, test.a)
 				d.set(1, way{after: test.a.after})
-				if test.code != 0 {
-					h.relays[0].On(smtptest.Rcpt).Reply(test.code, test.text)
+				if test.script != nil {
+					test.script(h)
 				}
 				before := h.pool.Tokens()
-				r, err := h.pool.Deliver(t.Context(), envelope("x@example.com"))
+				r, err := h.pool.Deliver(t.Context(), envelope("x@example.com", "y@example.com"))
 				if err != nil || relaysTried(r) != test.want {
 					t.Errorf("%s, want %s: %v", attempts(r), test.want, err)
 				}
@@ -52,6 +66,11 @@ func TestFurtherAttemptsArePaidFor(t *testing.T) {
 			})
 		})
 	}
+}
+
+// busy makes a relay refuse a recipient for a reason of the recipient's.
+func busy(s *smtptest.Server, user string) {
+	s.On(smtptest.Rcpt).For(user+"@example.com").Reply(450, "4.2.1 Mailbox busy")
 }
 
 // What first attempts bring in lapses a minute after it came in, and not sooner: the account is kept up to date while nobody draws on it.

@@ -199,28 +199,27 @@ func TestClosedIsNoLackOfRelays(t *testing.T) {
 	})
 }
 
-// An Update that ends slow starts, or checks, is not a matter of the next look at the clock.
+// Without checks nothing that they have said keeps mail from a relay.
 func TestUpdateOfHealth(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var config smtplb.Config
 		h := newHouse(t, 2, func(c *smtplb.Config) {
-			c.Balancer = smtplb.RoundRobin()
+			spare(c)
+			c.Health.SlowStart = -1
 			config = *c
 		})
 		defer h.close()
-		h.use(time.Second / 2)
-		h.relays[0].Kill()
-		for range 30 {
-			if h.use(time.Second); h.state(0) == "down" {
-				break
-			}
+		h.relays[1].Kill()
+		h.use(time.Minute)
+		if s := h.state(1); s != "down" {
+			t.Fatalf("it is %s", s)
 		}
 		config.Health.Interval = -1
 		if err := h.pool.Update(config); err != nil {
 			t.Fatal(err)
 		}
-		if s := h.state(0); s == "down" {
-			t.Error("it is down, and nobody asks any more")
+		if s := h.state(1); s != "starting" { // nobody asks any more
+			t.Errorf("it is %s", s)
 		}
 	})
 }
@@ -253,6 +252,51 @@ func TestDomainUnnamedIsNoRefusal(t *testing.T) {
 					t.Errorf("%v: %v", r, err)
 				}
 			})
+		})
+	}
+}
+
+// Relays that come and go while a message is under way may not all have had their say: then what some refuse for good is not failed.
+func TestRefusedByThoseThatAreLeft(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var config smtplb.Config
+		var h *house
+		h = newHouse(t, 2, func(c *smtplb.Config) {
+			c.Balancer = inOrder{}
+			c.Hooks.AttemptStart = func(context.Context, smtplb.AttemptInfo) func(smtplb.Attempt) {
+				return func(smtplb.Attempt) { h.update(config) }
+			}
+			config = *c
+			config.Relays = c.Relays[:1]
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.Mail).Reply(550, "5.7.1 Relaying denied")
+		if r, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); outcomes(r) != "deferred" || h.relays[1].Stats().Connections != 0 {
+			t.Errorf("%v: %v", r, err)
+		}
+	})
+}
+
+// A reply that can't be one to a message, in its place, leaves the message unknown, and no other relay gets it.
+func TestMessageAnsweredOutOfStep(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer = inOrder{} })
+			defer h.close()
+			h.relays[0].On(smtptest.EndOfData).Times(1).Reply(354, "Go ahead")
+			e := envelope("x@example.com")
+			e.AtLeastOnce = again
+			r, err := h.pool.Deliver(t.Context(), e)
+			want, tried := "unknown", "r0"
+			if again {
+				want, tried = "accepted", "r0 r0" // it can recognise the message
+			}
+			if outcomes(r) != want || relaysTried(r) != tried || (err == nil) != again || h.relays[1].Stats().Connections != 0 {
+				t.Errorf("%v: %v", r, err)
+			}
+			if s := h.pool.Stats().Relays[0]; s.Faults != 1 || s.Unknown != 1 {
+				t.Errorf("%+v", s)
+			}
 		})
 	}
 }
