@@ -177,6 +177,30 @@ func TestCloseDuringUpdate(t *testing.T) {
 	})
 }
 
+// Close waits for a lookup, and that not for an Update which waits for Close.
+func TestCloseDuringUpdateAndLookup(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var pool *smtplb.Pool
+		var config smtplb.Config
+		h := newDomain(t, 1, &zone{hang: true}, func(c *smtplb.Config) {
+			own := c.Relays[0]
+			own.Name, own.Addr = "own", "r0.test:587"
+			c.Relays, c.Balancer = append(c.Relays, own), closer{smtplb.RoundRobin(), &pool}
+			config = *c
+		})
+		defer h.close()
+		sent := h.async(t.Context(), envelope("x@example.com"))
+		synctest.Wait() // DNS is asked
+		pool = h.pool
+		if err := pool.Update(config); !errors.Is(err, smtplb.ErrClosed) {
+			t.Error(err)
+		}
+		if x := <-sent; !errors.Is(x.Err, smtplb.ErrClosed) {
+			t.Errorf("%v: %v", x.Receipt, x.Err)
+		}
+	})
+}
+
 // Where the pool was closed meanwhile, that is why there is no relay, and not what else is wrong with them.
 func TestClosedIsNoLackOfRelays(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -224,35 +248,36 @@ func TestUpdateOfHealth(t *testing.T) {
 	})
 }
 
-// A domain for which DNS names nobody may have relays that take what the others refuse for good.
+// A domain for which DNS names nobody may have relays that take what the others refuse for good: also where they are all that was tried, as there were no more attempts.
 func TestDomainUnnamedIsNoRefusal(t *testing.T) {
-	for _, named := range []bool{false, true} {
-		t.Run(fmt.Sprint(named), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				z := &zone{}
-				if named {
-					z.set("submission", record(1, 0, 0))
-				}
-				h := newDomain(t, 2, z, func(c *smtplb.Config) {
-					own := c.Relays[0]
-					own.Name, own.Addr, own.TLSConfig = "own", "r0.test:587", own.TLSConfig.Clone()
-					own.TLSConfig.ServerName = "example.com"
-					c.Relays = append(c.Relays, own)
+	for _, attempts := range []int{0, 1} {
+		for _, named := range []bool{false, true} {
+			t.Run(fmt.Sprint(attempts, named), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					z := &zone{}
+					if named {
+						z.set("submission", record(1, 0, 0))
+					}
+					h := newDomain(t, 2, z, func(c *smtplb.Config) {
+						own := c.Relays[0]
+						own.Name, own.Addr, own.TLSConfig = "own", "r0.test:587", own.TLSConfig.Clone()
+						own.TLSConfig.ServerName = "example.com"
+						c.Relays, c.Retry.Attempts = append(c.Relays, own), attempts
+					})
+					defer h.close()
+					for _, r := range h.relays {
+						r.On(smtptest.Mail).Reply(550, "5.7.1 Relaying denied")
+					}
+					want := "deferred"
+					if named && attempts == 0 {
+						want = "failed" // by all that there are
+					}
+					if r, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); outcomes(r) != want || errors.Is(err, smtplb.ErrPermanent) != (want == "failed") {
+						t.Errorf("%v: %v", r, err)
+					}
 				})
-				defer h.close()
-				for _, r := range h.relays {
-					r.On(smtptest.Mail).Reply(550, "5.7.1 Relaying denied")
-				}
-				r, err := h.pool.Deliver(t.Context(), envelope("x@example.com"))
-				want := "deferred"
-				if named {
-					want = "failed" // by all that there are
-				}
-				if outcomes(r) != want || errors.Is(err, smtplb.ErrPermanent) != named {
-					t.Errorf("%v: %v", r, err)
-				}
 			})
-		})
+		}
 	}
 }
 
@@ -296,6 +321,53 @@ func TestMessageAnsweredOutOfStep(t *testing.T) {
 			}
 			if s := h.pool.Stats().Relays[0]; s.Faults != 1 || s.Unknown != 1 {
 				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// A relay that has had its second try of a message has had it, also when an Update came between the two.
+func TestUpdateBeforeASecondTry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var config smtplb.Config
+		var h *house
+		h = newHouse(t, 2, func(c *smtplb.Config) {
+			c.Balancer, c.Retry.Attempts = inOrder{}, 5
+			c.Hooks.AttemptStart = func(_ context.Context, a smtplb.AttemptInfo) func(smtplb.Attempt) {
+				return func(smtplb.Attempt) {
+					if a.Number == 1 {
+						h.update(config)
+					}
+				}
+			}
+			config = *c
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).DropUnstored()
+		e := envelope("x@example.com")
+		e.AtLeastOnce = true
+		if r, err := h.pool.Deliver(t.Context(), e); err != nil || relaysTried(r) != "r0 r0 r1" {
+			t.Errorf("%v: %v", r, err)
+		}
+	})
+}
+
+// Close ends those who wait for a relay, and says why.
+func TestCloseEndsTheWait(t *testing.T) {
+	for _, wait := range []time.Duration{0, time.Minute} { // Config.MaxWait
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) { one(c); c.MaxWait = wait })
+			defer h.close()
+			h.relays[0].On(smtptest.Mail).Delay(10 * time.Second)
+			first := h.async(t.Context(), envelope("x@example.com"))
+			time.Sleep(time.Second)
+			second := h.async(t.Context(), envelope("x@example.com"))
+			time.Sleep(time.Second)
+			h.pool.Close()
+			for _, sent := range []<-chan smtplb.Result{first, second} {
+				if x := <-sent; !errors.Is(x.Err, smtplb.ErrClosed) || outcomes(x.Receipt) != "deferred" {
+					t.Errorf("%v: %v", x.Receipt, x.Err)
+				}
 			}
 		})
 	}

@@ -1,9 +1,14 @@
 package smtplb
 
 import (
+	"context"
+	"fmt"
 	"reflect"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/smtplb/smtplb/smtptest"
 )
 
 // What is known of a relay outlives an Update, and what depends on how it is reached doesn't outlive a change of that: it was another server's, or other credentials'.
@@ -66,6 +71,102 @@ func TestUpdateForgets(t *testing.T) {
 			t.Errorf("a check that is under way is of use: %v, want %v", r.checks.era == era, kept)
 		}
 		r.mu.Unlock()
+	}
+	config.Health.Interval = -1
+	r.down.Store(true)
+	if err := p.Update(config); err != nil || r.down.Load() {
+		t.Errorf("%v; nobody asks any more, and the relay is down: %v", err, r.down.Load())
+	}
+}
+
+// An Update that fails leaves no lanes behind.
+func TestFailedUpdateLeavesNoLanes(t *testing.T) {
+	p, err := New(Config{Relays: []Relay{{Addr: "r.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for i := range 10 {
+		failing := Config{Balancer: noBalancer{}, Relays: []Relay{{Addr: "r.test"}, {Addr: "a.test"}, {Addr: "b.test"}}}
+		if err := p.Update(failing); err == nil {
+			t.Fatal("no error")
+		}
+		if err := p.Update(Config{Relays: []Relay{{Addr: "r.test"}, {Name: fmt.Sprint("n", i), Addr: "c.test"}}}); err != nil {
+			t.Fatal(err)
+		}
+		if r := p.fleet.Load().relays; r[1].member > 4 { // those that were given up a moment ago, and its predecessor's
+			t.Errorf("after %d failed Updates the next lane is the %dth", i+1, r[1].member)
+		}
+	}
+}
+
+// noBalancer makes no pickers.
+type noBalancer struct{}
+
+func (noBalancer) NewPicker([]RelayView) Picker { return nil }
+
+// What an Update changes of the weights counts soon, not with the next beat.
+func TestUpdateHasWeightsLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := Config{Relays: []Relay{{Name: "r", Addr: "r.test"}}}
+		p, err := New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		p.wake()
+		config.Health.SlowStart = -1
+		if err := p.Update(config); err != nil {
+			t.Fatal(err)
+		}
+		p.keeper.mu.Lock()
+		defer p.keeper.mu.Unlock()
+		if d := time.Until(p.keeper.due); d > soon {
+			t.Errorf("in %v", d)
+		}
+	})
+}
+
+// An attempt that goes on by the old ways of a relay teaches nothing about the new ones.
+func TestOutdatedAttemptTeachesNothing(t *testing.T) {
+	for _, outdated := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			n := smtptest.NewNetwork()
+			s := n.NewServer("old.test:25")
+			defer s.Close()
+			s.On(smtptest.Ehlo).Delay(time.Second)
+			s.On(smtptest.EndOfData).Delay(time.Second)
+			config := Config{Dial: n.DialContext, Health: Health{Interval: -1}, Relays: []Relay{{Name: "r", Addr: "old.test:25", TLS: TLSNone}}}
+			p, err := New(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			done := make(chan error, 1)
+			go func() {
+				_, err := p.Deliver(context.Background(), &Envelope{From: "a@example.com", To: []string{"x@example.com"}, Body: Bytes([]byte("Subject: hello\r\n\r\nHello.\r\n"))})
+				done <- err
+			}()
+			time.Sleep(time.Second / 2)
+			if outdated {
+				config.Relays[0].Addr = "new.test:25"
+				if err := p.Update(config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			r := p.fleet.Load().relays[0].standing
+			for what, known := range map[string]bool{
+				"EHLO": r.offers.Load() != nil, "connect times": r.connects.patience() != hedgeAfter, "rides": r.noRide.Load(), "latency": r.latency.Value() != 0,
+				"that it answers": r.answered.Load() != 0, "that it works": r.proven.Load(),
+			} {
+				if known == outdated {
+					t.Errorf("outdated is %v, and %s is known: %v", outdated, what, known)
+				}
+			}
+		})
 	}
 }
 
