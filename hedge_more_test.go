@@ -181,3 +181,37 @@ func TestCancelledRaceEndsBoth(t *testing.T) {
 		}
 	})
 }
+
+// rash is a Balancer that panics when it is asked for the second relay of a race.
+type rash struct{ inOrder }
+
+func (rash) NewPicker(relays []smtplb.RelayView) smtplb.Picker { return rash{inOrder{len(relays)}} }
+
+func (r rash) Pick(info smtplb.PickInfo) int {
+	if info.Attempt > 1 {
+		panic("pick")
+	}
+	return r.inOrder.Pick(info)
+}
+
+// A Picker that panics in the middle of a race is the caller's panic. The dial goes on, has its slot for so long, and its connection is kept.
+func TestPickerPanicsInARace(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h, d := newRaces(t, 2, func(c *smtplb.Config) { c.Balancer = rash{}; c.Relays[0].Conns.MaxIdleTime = -1 })
+		defer h.close()
+		d.set(0, way{after: time.Second})
+		if panics(func() { _, _ = h.pool.Deliver(t.Context(), envelope("x@example.com")) }) == nil {
+			t.Error("no panic")
+		}
+		if s := h.pool.Stats().Relays[0]; s.InFlight != 1 {
+			t.Errorf("%d dial", s.InFlight)
+		}
+		h.quiet()
+		if s := h.pool.Stats().Relays[0]; s.Idle != 1 {
+			t.Errorf("%+v", s)
+		}
+		if r := h.takes("y@example.com"); !r.Attempts[0].Reused {
+			t.Errorf("%+v", r.Attempts)
+		}
+	})
+}

@@ -72,10 +72,16 @@ func TestUpdateForgets(t *testing.T) {
 		}
 		r.mu.Unlock()
 	}
+	config.LocalName = "other.example"
+	r.proven.Store(true)
+	if err := p.Update(config); err != nil || r.proven.Load() {
+		t.Errorf("%v; it is reached in another way, and known to work: %v", err, r.proven.Load())
+	}
 	config.Health.Interval = -1
 	r.down.Store(true)
-	if err := p.Update(config); err != nil || r.down.Load() {
-		t.Errorf("%v; nobody asks any more, and the relay is down: %v", err, r.down.Load())
+	r.proven.Store(true)
+	if err := p.Update(config); err != nil || r.down.Load() || r.proven.Load() {
+		t.Errorf("%v; nobody asks any more, and the relay is down: %v, and known to work: %v", err, r.down.Load(), r.proven.Load())
 	}
 }
 

@@ -124,7 +124,21 @@ func TestRetryForgetsPermits(t *testing.T) {
 	})
 }
 
-// Nor are those that went past the breaker.
+// A breaker that was stopped stays as it is.
+func TestRetryAfterStop(t *testing.T) {
+	bubble(t, breaker.Settings{}, func(t *testing.T, b *breaker.Breaker) {
+		trip(t, b)
+		b.Stop()
+		before := b.Stats()
+		b.Retry()
+		time.Sleep(time.Second)
+		if after := b.Stats(); after != before {
+			t.Errorf("%+v, and it was %+v", after, before)
+		}
+	})
+}
+
+// What a forced permit of before Retry reports is about the old login too.
 func TestRetryForgetsForcedPermits(t *testing.T) {
 	for _, o := range []breaker.Outcome{ok, fault, long} {
 		bubble(t, breaker.Settings{Consecutive: 1}, func(t *testing.T, b *breaker.Breaker) {
