@@ -136,7 +136,7 @@ func (d *delivery) move() {
 		}
 	}
 	d.man(f)
-	d.moved = d.moved || d.made > 0
+	d.moved = d.made > 0
 	for _, r := range f.relays {
 		if slices.Contains(tried, ways{r.standing, r.session}) {
 			d.tried.add(r.index)

@@ -193,7 +193,6 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				d.waitUntil = time.Time{}
 				continue
 			case err == errAllBusy:
-				d.retryAfter = retrySoon
 				return permit, false, err
 			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
 				continue
@@ -384,13 +383,13 @@ func (d *delivery) after(t *tier) *tier {
 	return nil
 }
 
-// hope adds to d.lanes the relays that are down now, but would do otherwise, up to the tier that is waited for: should one come back first, it is welcome.
+// hope adds to d.lanes the relays that are not used now, but would do otherwise, up to the tier that is waited for: should one come back first, or be put back, it is welcome.
 func (d *delivery) hope(last *tier) {
 	if d.frugal {
 		return
 	}
 	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
-		if !r.ready() && r.is(AdminReady) && d.could(r) && !d.shuns(r) {
+		if !r.ready() && d.could(r) && !d.shuns(r) {
 			d.lanes.add(r.member)
 		}
 	}
