@@ -218,6 +218,7 @@ func (c *chaos) addRelay(r *rand.Rand, i int) smtplb.Relay {
 	s := c.net.NewServer(addr, opts...)
 	if secure < 2 {
 		cfg.TLSConfig = s.ClientTLS()
+		cfg.TLSConfig.CurvePreferences = cheap
 	}
 	relay := &chaosRelay{Server: s, name: name, max: cfg.Conns.Max}
 	c.relays = append(c.relays, relay)
