@@ -11,6 +11,7 @@ import (
 	"net/smtp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -560,8 +561,8 @@ func (c *chaos) check() {
 			if m.To[0] == "x@example.org" {
 				continue
 			}
-			var id int
-			if _, err := fmt.Sscanf(m.Header.Get("Subject"), "%d", &id); err != nil || id >= len(c.sends) {
+			id, err := strconv.Atoi(m.Header.Get("Subject"))
+			if err != nil || id < 0 || id >= len(c.sends) {
 				c.Errorf("%s holds a message that nobody sent: %v", s.name, m)
 				continue
 			}

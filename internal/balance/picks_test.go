@@ -410,12 +410,16 @@ func TestHashMoreWeight(t *testing.T) {
 }
 
 func TestHashShares(t *testing.T) {
+	keys := make([]string, 200000)
+	for k := range keys {
+		keys[k] = fmt.Sprintf("tenant-%d@example.com", k)
+	}
 	for _, weights := range [][]float64{{1, 1}, {10, 5, 1, 1}, ramp(16), ramp(64), slices.Repeat([]float64{1}, 7)} {
 		_, loads, _ := gauges(len(weights), func(int) int { return 0 })
 		h := balance.NewHash(weights, names(len(weights)), loads, 0)
 		counts := make([]float64, len(weights))
-		for k := range 200000 {
-			counts[h.Pick(fmt.Sprintf("tenant-%d@example.com", k), nil)]++
+		for _, key := range keys {
+			counts[h.Pick(key, nil)]++
 		}
 		chiSquared(t, counts, weights)
 	}
