@@ -521,7 +521,7 @@ func (m *TransportMap) Lookup(a Address, delimiter byte) (*Transport, bool) {
 			return t, true
 		}
 		next := strings.IndexByte(name[1:], '.')
-		if next < 0 || name[0] == '[' {
+		if next < 0 {
 			break
 		}
 		name = name[1+next:]
@@ -556,7 +556,7 @@ func (m *TransportMap) address(quoted, plain, host string) (*Transport, bool) {
 // where the delimiter is a hyphen: owner-list and list-request, and the mailboxes that it writes itself.
 func withoutExtension(local string, delimiter byte) (bare string, ok bool) {
 	i := strings.IndexByte(local, delimiter)
-	if delimiter == 0 || i <= 0 || i == len(local) {
+	if delimiter == 0 || i <= 0 {
 		return "", false
 	}
 	for _, own := range []string{"postmaster", "mailer-daemon", "double-bounce"} {
