@@ -19,6 +19,7 @@ import (
 type delivery struct {
 	pool    *Pool
 	fleet   *fleet // from whose relays it chooses; see move
+	group   *group // of them, those that may take it
 	moved   bool   // it was another one when an attempt was made
 	hasty   bool   // it has waited for DNS, see resolve
 	env     *Envelope
@@ -103,7 +104,7 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 
 // man makes the bitsets for a fleet.
 func (d *delivery) man(f *fleet) {
-	d.fleet = f
+	d.fleet, d.group = f, &f.group
 	n, lanes := words(len(f.relays)), words(len(f.byLane))
 	if all := 4*n + lanes; all > cap(d.bits) {
 		d.bits = make(Bitset, all)
@@ -289,7 +290,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 				against = d.against()
 			}
 			switch {
-			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays) && !d.fleet.unnamed(): // of relays that came and went nobody knows
+			case cause == nil && !d.moved && x.refusals+against >= len(d.group.relays) && !d.fleet.unnamed(): // of relays that came and went nobody knows
 				d.decide(x, Failed)
 			default:
 				d.decide(x, Deferred)
@@ -336,7 +337,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 // against counts the relays that weren't tried because they can't take such a message.
 func (d *delivery) against() int {
 	n := 0
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if !d.tried.Has(r.index) && r.lacks(d) != nil {
 			n++
 		}
@@ -347,7 +348,7 @@ func (d *delivery) against() int {
 // soonest is when the first relay can be used again, 0 where one can now.
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		at := r.retryAt()
 		if at.IsZero() {
 			return 0
@@ -362,7 +363,7 @@ func (d *delivery) soonest() time.Duration {
 // incapable tells what no relay can do.
 func (d *delivery) incapable() error {
 	var why []string
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if err := r.lacks(d); err != nil && len(why) < 3 {
 			why = append(why, r.name+": "+err.Error())
 		}

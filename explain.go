@@ -81,7 +81,7 @@ func (d *delivery) plan(now time.Time) Plan {
 	plan := Plan{Time: now}
 	d.place.Bulk = d.fleet.streams[d.env.Stream].Bulk
 	chosen := d.choose()
-	full := func(r *relay) bool { return d.skip.Has(r.index - chosen.first) }
+	full := func(r *relay) bool { return d.skip.Has(chosen.at(r)) }
 	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.member) }
 	if chosen != nil {
 		plan.Tier = chosen.number
@@ -94,13 +94,13 @@ func (d *delivery) plan(now time.Time) Plan {
 			plan.MaxWait, plan.Then = d.patience(chosen)
 		}
 	}
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if !named(r) || full(r) && !plan.Waits {
 			continue
 		}
 		c := d.pool.conns.Stats(r.lane)
 		x := PlanRelay{
-			Name: r.name, Tier: chosen.number, Weight: r.weight, Slow: r.slow(), EffectiveWeight: chosen.picks.Load().weights[r.index-chosen.first],
+			Name: r.name, Tier: chosen.number, Weight: r.weight, Slow: r.slow(), EffectiveWeight: chosen.picks.Load().weights[chosen.at(r)],
 			InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle,
 		}
 		x.Note = d.note(r)
@@ -109,7 +109,7 @@ func (d *delivery) plan(now time.Time) Plan {
 	if chosen != nil {
 		plan.shares(d, chosen)
 	}
-	for _, t := range d.fleet.tiers {
+	for _, t := range d.group.tiers {
 		for _, r := range t.relays {
 			switch {
 			case !named(r):
@@ -267,7 +267,7 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	x.Why = fmt.Sprintf("tier %d can take it", chosen.number)
-	if d.fleet.tierOf(r).number == chosen.number {
+	if r.tier == chosen.number {
 		x.Why = "a server to which DNS gives priority can take it"
 	}
 	return x

@@ -20,10 +20,9 @@ type fleet struct {
 	sessions []*session.Config // of config.Relays
 	sources  []*source         // of those whose relays are found in DNS, in their order
 
-	relays   []*relay // by tier
+	group    // all relays
 	byName   map[string]*relay
 	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
-	tiers    []*tier
 	balancer Balancer
 	attempts int // for one message at the most
 	streams  streams
@@ -35,9 +34,15 @@ type fleet struct {
 	health   Health // without zeros
 }
 
-// tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of fleet.relays.
+// group is relays among which a message's are chosen.
+type group struct {
+	relays []*relay // by tier
+	tiers  []*tier
+}
+
+// tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of its group's.
 type tier struct {
-	first  int
+	first  int // in the group's relays
 	relays []*relay
 	number int         // Relay.Tier
 	within int         // 0: the first priority, with which the relays are whose Addr says where they are
@@ -138,7 +143,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 	for _, s := range specs {
 		cfg := s.relay
 		r := &relay{
-			index: len(f.relays), configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
+			index: len(f.relays), tier: cfg.Tier, within: s.within, configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
 			noRiding: cfg.NoRiding, chunking: cfg.Chunking, resolver: c.Resolver,
 			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: s.session,
 		}
@@ -157,22 +162,32 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 			f.byLane = append(f.byLane, make([]*relay, r.member+1-len(f.byLane))...)
 		}
 		f.byLane[r.member] = r
-		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier || f.tiers[n-1].within != s.within {
-			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier, within: s.within})
-		}
 	}
-	for i, t := range f.tiers {
-		end := len(f.relays)
-		if i+1 < len(f.tiers) {
-			end = f.tiers[i+1].first
-		}
-		t.relays = f.relays[t.first:end:end]
-		if err := t.build(f.balancer, t.weigh()); err != nil {
-			p.forget(f, old)
-			return nil, err
-		}
+	if err := f.arrange(f.balancer); err != nil {
+		p.forget(f, old)
+		return nil, err
 	}
 	return f, nil
+}
+
+// arrange makes the tiers of the group's relays, and their pickers.
+func (g *group) arrange(b Balancer) error {
+	for i, r := range g.relays {
+		if n := len(g.tiers); n == 0 || g.tiers[n-1].number != r.tier || g.tiers[n-1].within != r.within {
+			g.tiers = append(g.tiers, &tier{first: i, number: r.tier, within: r.within})
+		}
+	}
+	for i, t := range g.tiers {
+		end := len(g.relays)
+		if i+1 < len(g.tiers) {
+			end = g.tiers[i+1].first
+		}
+		t.relays = g.relays[t.first:end:end]
+		if err := t.build(b, t.weigh()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // named returns the relay of that name, nil where there is none.
@@ -193,15 +208,18 @@ func (f *fleet) ofLane(number int) *relay {
 	return nil
 }
 
-// tierOf returns the tier of one of the fleet's relays.
-func (f *fleet) tierOf(r *relay) *tier {
-	for _, t := range f.tiers {
-		if r.index < t.first+len(t.relays) {
+// tierOf returns the tier of one of the group's relays.
+func (g *group) tierOf(r *relay) *tier {
+	for _, t := range g.tiers {
+		if t.number == r.tier && t.within == r.within {
 			return t
 		}
 	}
 	return nil
 }
+
+// at is where in the tier's relays one of them stands.
+func (t *tier) at(r *relay) int { return slices.Index(t.relays, r) }
 
 // forget lets go of the relays of f that are not in kept.
 func (p *Pool) forget(f, kept *fleet) {

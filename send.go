@@ -224,11 +224,11 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 // led to, without a look at all the others. It asks once in a turn, and only a picker that keeps to its relays' weights whatever Skip says: the package's own.
 func (d *delivery) quick() bool {
 	f := d.fleet
-	if d.asked || d.made > 0 || d.prefer != "" || !f.own || len(f.tiers) == 0 {
+	if d.asked || d.made > 0 || d.prefer != "" || !f.own || len(d.group.tiers) == 0 {
 		return false
 	}
 	d.asked = true
-	r := f.tiers[0].pick(d.info(nil, 1))
+	r := d.group.tiers[0].pick(d.info(nil, 1))
 	if r == nil || !d.may(r) || d.shuns(r) || !d.tryLane(r) {
 		return false
 	}
@@ -326,11 +326,11 @@ func (d *delivery) choose() *tier {
 		if r := f.byName[d.prefer]; r != nil && d.may(r) {
 			d.lanes.add(r.member)
 			d.count(true)
-			return d.mask(f.tierOf(r))
+			return d.mask(d.group.tierOf(r))
 		}
 	}
 	for _, soft := range [...]bool{false, true} {
-		for _, t := range f.tiers {
+		for _, t := range d.group.tiers {
 			found := false
 			for _, r := range t.relays {
 				if d.may(r) && (soft || !d.shuns(r)) {
@@ -354,7 +354,7 @@ func (d *delivery) count(soft bool) {
 	if d.deadline.IsZero() {
 		return
 	}
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if d.may(r) && (soft || !d.shuns(r)) {
 			if d.candidates++; d.candidates >= d.fleet.attempts {
 				return
@@ -365,7 +365,7 @@ func (d *delivery) count(soft bool) {
 
 // after adds to d.lanes the relays of the next tier that has some for d. It looks for no soft reason to use a relay: who spills over isn't in need.
 func (d *delivery) after(t *tier) *tier {
-	for _, next := range d.fleet.tiers {
+	for _, next := range d.group.tiers {
 		if next.first <= t.first {
 			continue
 		}
@@ -388,7 +388,7 @@ func (d *delivery) hope(last *tier) {
 	if d.frugal {
 		return
 	}
-	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
+	for _, r := range d.group.relays[:last.first+len(last.relays)] {
 		if !r.ready() && r.is(AdminReady) && d.could(r) && !d.shuns(r) {
 			d.lanes.add(r.member)
 		}
@@ -439,7 +439,7 @@ func (d *delivery) mask(t *tier) *tier {
 
 // deny leaves out, for this turn, the relays in d.lanes whose lanes are down though they seem ready.
 func (d *delivery) deny() {
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if d.lanes.Has(r.member) && r.ready() {
 			d.denied.add(r.index)
 		}
@@ -451,7 +451,7 @@ func (d *delivery) nobody() error {
 	untried, refused := false, false
 	now := time.Now()
 	var why []string
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if d.tried.Has(r.index) || r.lacks(d) != nil {
 			continue
 		}
