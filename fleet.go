@@ -10,17 +10,16 @@ import (
 	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
-	"github.com/smtplb/smtplb/internal/session"
 )
 
 // fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers and panics; Update puts another one in its place. A send looks
 // at the pool's fleet anew for each turn.
 type fleet struct {
-	config   *Config
-	sessions []*session.Config // of config.Relays
-	sources  []*source         // of those whose relays are found in DNS, in their order
+	config *checked
 
 	group    // all relays
+	ways     // the routes to them
+	groups   []*group
 	byName   map[string]*relay
 	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
 	balancer Balancer
@@ -36,8 +35,10 @@ type fleet struct {
 
 // group is relays among which a message's are chosen.
 type group struct {
-	relays []*relay // by tier
-	tiers  []*tier
+	relays  []*relay // by tier
+	members Bitset   // the same, by their number in the fleet
+	tiers   []*tier
+	sources []*source // of those that are found in DNS, in the order of Config.Relays
 }
 
 // tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of its group's.
@@ -102,23 +103,25 @@ func (t *tier) build(b Balancer, weights []float64) (err error) {
 
 // reweigh makes new pickers where a relay's weight is not what it was; where the balancer makes none, the old one stays. One goroutine at a time runs it (see keeper).
 func (p *Pool) reweigh(f *fleet) {
-	for _, t := range f.tiers {
-		weights, is := t.weigh(), t.picks.Load()
-		if slices.Equal(weights, is.weights) {
-			continue
-		}
-		if err := t.build(f.balancer, weights); err != nil {
-			t.picks.Store(&picks{is.picker, weights}) // for these it isn't asked again
-			p.log(context.Background(), slog.LevelError, "no new picker", slog.Int("tier", t.number), slog.String("error", err.Error()))
+	for _, g := range f.groups {
+		for _, t := range g.tiers {
+			weights, is := t.weigh(), t.picks.Load()
+			if slices.Equal(weights, is.weights) {
+				continue
+			}
+			if err := t.build(f.balancer, weights); err != nil {
+				t.picks.Store(&picks{is.picker, weights}) // for these it isn't asked again
+				p.log(context.Background(), slog.LevelError, "no new picker", slog.Int("tier", t.number), slog.String("error", err.Error()))
+			}
 		}
 	}
 }
 
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
-func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
+func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 	f = &fleet{
-		config: c, sessions: sessions, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
+		config: c, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
 		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
 	}
 	specs := p.expand(f, old)
@@ -163,7 +166,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 		}
 		f.byLane[r.member] = r
 	}
-	if err := f.arrange(f.balancer); err != nil {
+	if err := f.direct(f.balancer, c); err != nil {
 		p.forget(f, old)
 		return nil, err
 	}

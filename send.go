@@ -16,7 +16,7 @@ import (
 	"github.com/wneessen/go-mail"
 )
 
-// This file is the way of a message, from top to bottom: Deliver makes it ready, run takes it from relay to relay, turn finds
+// This file is the way of a message, from top to bottom: Deliver makes it ready, dispatch (in routes.go) finds its route, run takes it from relay to relay, turn finds
 // a relay with a free connection, and attempt (in attempt.go) hands it over.
 
 // Send renders a go-mail message once, and delivers it to its To, Cc and Bcc recipients. See Deliver for what is returned. Where a retry of
@@ -85,6 +85,9 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 	if err := d.checkAddresses(); err != nil {
 		return nil, err
 	}
+	if err := d.checkTogether(); err != nil {
+		return nil, err
+	}
 	if !admitted {
 		d.cause = ErrClosed
 	} else if err := d.readBody(ctx, p.maxSize); errors.Is(err, ErrTemporary) {
@@ -100,8 +103,9 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	defer d.free()
 	if d.cause == nil {
-		d.cause = p.run(ctx, d)
+		d.cause = p.dispatch(ctx, d)
 	}
+	d.conclude(d.cause)
 	receipt, err := d.finish(d.cause)
 	p.report(ctx, receipt, err)
 	return receipt, err
@@ -164,8 +168,11 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	d.unpaid = d.made == 0 || d.ownHop()
 	for d.asked = false; ; {
 		p.resolve(ctx, d)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return permit, false, contextError(ctx)
+		case d.torn:
+			return permit, false, errRerouted
 		}
 		var tier *tier
 		taken := d.quick()
@@ -323,7 +330,7 @@ func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
 	if d.prefer != "" {
-		if r := f.byName[d.prefer]; r != nil && d.may(r) {
+		if r := f.byName[d.prefer]; r != nil && d.group.members.Has(r.index) && d.may(r) {
 			d.lanes.add(r.member)
 			d.count(true)
 			return d.mask(d.group.tierOf(r))
@@ -402,7 +409,7 @@ func (d *delivery) may(r *relay) bool {
 
 // could reports whether r could take d if it were well.
 func (d *delivery) could(r *relay) bool {
-	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.lacks(d) == nil
+	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && !d.outside.Has(r.index) && r.lacks(d) == nil
 }
 
 // shuns reports whether r is used for d only where there is no other.
@@ -452,7 +459,7 @@ func (d *delivery) nobody() error {
 	now := time.Now()
 	var why []string
 	for _, r := range d.group.relays {
-		if d.tried.Has(r.index) || r.lacks(d) != nil {
+		if d.tried.Has(r.index) || d.outside.Has(r.index) || r.lacks(d) != nil {
 			continue
 		}
 		untried = true
@@ -468,7 +475,7 @@ func (d *delivery) nobody() error {
 			why = append(why, text)
 		}
 	}
-	for _, s := range d.fleet.sources {
+	for _, s := range d.group.sources {
 		if text, next := s.trouble(); text != "" {
 			untried = true
 			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {
