@@ -198,7 +198,6 @@ func (d *delivery) follow() bool {
 	if d.fleet.table == nil {
 		return true
 	}
-	clear(d.outside)
 	var first *route
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
