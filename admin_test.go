@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -313,6 +314,32 @@ func TestPingLetsGo(t *testing.T) {
 			t.Error(err)
 		}
 		wg.Wait()
+	})
+}
+
+// One of the same name that has come instead is another, and none of Ping's either.
+func TestPingLeavesTheSuccessorAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var config smtplb.Config
+		h := newHouse(t, 2, func(c *smtplb.Config) { one(c); c.Health.Interval = -1; config = *c })
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Delay(time.Minute)
+		sent := h.async(t.Context(), envelope("x@example.com"))
+		pinged := make(chan error, 1)
+		time.Sleep(time.Second)
+		go func() { pinged <- h.pool.Ping(t.Context()) }()
+		time.Sleep(time.Second)
+		config.Relays = slices.Clone(config.Relays)
+		all := config.Relays
+		config.Relays = all[1:]
+		h.update(config)
+		all[0].Addr = "nobody.test:25"
+		config.Relays = all
+		h.update(config)
+		if err := <-pinged; err != nil {
+			t.Error(err)
+		}
+		<-sent
 	})
 }
 

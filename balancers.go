@@ -50,7 +50,8 @@ func (p turnPicker) Pick(info PickInfo) int { return p.p.Pick(info.Attempt <= 1,
 // slower than it was gets as much as it can take. Of more than 32 relays in a tier one, drawn by weight, is compared instead of all.
 //
 // Besides, a relay whose envelopes take more than three times as long as the median of its tier, over the last half minute or so, has its weight cut in proportion, to a twentieth at the
-// least: it gets no more in flight than others have. Stats says so: RelayStats.Slow, and Reason is "slow 25×".
+// least: it gets no more in flight than others have. Stats says so: RelayStats.Slow, and Reason is "slow 25×". As long as others have free connections, and at least half of the tier's weight, it
+// also gets no more than a message in ten seconds, so that 99 of 100 sends don't meet it; three envelopes in a row that aren't slow, or the mean, make it one of them again.
 //
 // A relay that fails fast never has anything in flight; that it attracts no traffic is the circuit breaker's doing, and failover's.
 func Adaptive() Balancer {

@@ -54,6 +54,7 @@ func TestSlowRelaysAndHastyCallersAreNotBlamed(t *testing.T) {
 					s := n.NewServer(addr, opts...)
 					if rc.TLS == smtplb.TLSStartTLS {
 						rc.TLSConfig = s.ClientTLS()
+						rc.TLSConfig.CurvePreferences = cheap
 					}
 					for st := smtptest.Connect; st < smtptest.Idle; st++ {
 						if st != smtptest.Body {

@@ -26,7 +26,8 @@ func plainly(raw []byte, ends LineEndings) (l lookedOver) {
 	if i := bytes.IndexByte(raw, 0); i >= 0 {
 		return fault(i, "has a NUL")
 	}
-	header, inHeader := "", true
+	var header, canonical strings.Builder
+	inHeader := true
 	for start := 0; start < len(raw); {
 		stop := start
 		for stop < len(raw) && raw[stop] != '\r' && raw[stop] != '\n' {
@@ -48,14 +49,15 @@ func plainly(raw []byte, ends LineEndings) (l lookedOver) {
 		l.dots = l.dots || strings.HasPrefix(line, ".")
 		folded := strings.HasPrefix(line, " ") || strings.HasPrefix(line, "\t")
 		if inHeader = inHeader && (folded && start > 0 || !folded && strings.IndexByte(line, ':') > 0); inHeader {
-			header += line + "\n"
+			header.WriteString(line + "\n")
 		}
-		l.canonical += line + "\r\n"
+		canonical.WriteString(line + "\r\n")
 		start = next
 	}
+	l.canonical = canonical.String()
 	l.size = int64(len(l.canonical))
 	eight := func(s string) bool { return strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) }
-	l.eightBit, l.utf8 = eight(string(raw)), eight(header) && utf8.ValidString(header)
+	l.eightBit, l.utf8 = eight(string(raw)), eight(header.String()) && utf8.ValidString(header.String())
 	return l
 }
 

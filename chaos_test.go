@@ -11,6 +11,7 @@ import (
 	"net/smtp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -218,6 +219,7 @@ func (c *chaos) addRelay(r *rand.Rand, i int) smtplb.Relay {
 	s := c.net.NewServer(addr, opts...)
 	if secure < 2 {
 		cfg.TLSConfig = s.ClientTLS()
+		cfg.TLSConfig.CurvePreferences = cheap
 	}
 	relay := &chaosRelay{Server: s, name: name, max: cfg.Conns.Max}
 	c.relays = append(c.relays, relay)
@@ -566,8 +568,8 @@ func (c *chaos) check() {
 			if m.To[0] == "x@example.org" {
 				continue
 			}
-			var id int
-			if _, err := fmt.Sscanf(m.Header.Get("Subject"), "%d", &id); err != nil || id >= len(c.sends) {
+			id, err := strconv.Atoi(m.Header.Get("Subject"))
+			if err != nil || id < 0 || id >= len(c.sends) {
 				c.Errorf("%s holds a message that nobody sent: %v", s.name, m)
 				continue
 			}

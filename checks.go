@@ -352,10 +352,7 @@ func (r *standing) conclude(era uint64, found *finding, h *Health) {
 		wait = h.Fast
 	}
 	c.due = now.Add(scattered(max(wait, 0)))
-	if down != r.down.Load() {
-		c.fails, c.passes = 0, 0
-		r.down.Store(down)
-	}
+	r.down.Store(down)
 	r.mu.Unlock()
 
 	if found.void {
@@ -541,9 +538,7 @@ func (r *relay) ladder(ctx context.Context, limit time.Time, shallow, login bool
 		return
 	}
 	found.err = r.error(end)
-	fact := dialFact(end)
-	fact.Shortened = false // by Health.Timeout, which is long enough
-	switch verdict.Judge(fact).Blame {
+	switch verdict.Judge(dialFact(end)).Blame {
 	case verdict.Fault, verdict.ConfigFault:
 	case verdict.AuthFault:
 		found.locked = login

@@ -381,15 +381,17 @@ func TestChecksThatPanic(t *testing.T) {
 
 // A check that hangs is a failed one, after Health.Timeout.
 func TestChecksTimeOut(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		h := newHouse(t, 2, func(c *smtplb.Config) { spare(c); c.Health.Timeout = 2 * time.Second })
-		defer h.close()
-		h.relays[1].On(smtptest.Ehlo).Stall()
-		h.use(36 * time.Second) // 15 and 2, 3.6 and 2, 3.6 and 2, rounded up
-		if s := h.pool.Stats().Relays[1]; s.State != "down" || !strings.Contains(s.Reason, "ehlo") {
-			t.Errorf("%+v", s)
-		}
-	})
+	for _, timeout := range []time.Duration{2 * time.Second, time.Second} { // also where a message would not have called that long
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 2, func(c *smtplb.Config) { spare(c); c.Health.Timeout = timeout })
+			defer h.close()
+			h.relays[1].On(smtptest.Ehlo).Stall()
+			h.use(36 * time.Second) // 15 and 2, 3.6 and 2, 3.6 and 2, rounded up
+			if s := h.pool.Stats().Relays[1]; s.State != "down" || !strings.Contains(s.Reason, "ehlo") {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
 }
 
 // A relay that wants less is well.

@@ -469,8 +469,9 @@ func leak(s string) string {
 		e := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("x", pad) + core))
 		forms = append(forms, strings.ToLower(e[(pad*8+5)/6:len(e)-1]))
 	}
+	s = strings.ToLower(s)
 	for _, f := range forms {
-		if strings.Contains(strings.ToLower(s), f) {
+		if strings.Contains(s, f) {
 			return f
 		}
 	}

@@ -141,7 +141,7 @@ func (d *delivery) move() {
 		}
 	}
 	d.man(f)
-	d.moved = d.moved || d.made > 0
+	d.moved = d.moved || d.made > 0 // or it was in the whole of which d is a part
 	for _, r := range f.relays {
 		if slices.Contains(tried, ways{r.standing, r.session}) {
 			d.tried.add(r.index)

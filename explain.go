@@ -157,10 +157,9 @@ func (d *delivery) plan(now time.Time) Plan {
 				x.Tier = t.number
 				plan.Skipped = append(plan.Skipped, x)
 			case full(r) && !plan.Waits:
-				plan.Skipped = append(plan.Skipped, SkippedRelay{
-					Name: r.name, Tier: t.number, Failover: true,
-					Why: d.fullness(r),
-				})
+				x := SkippedRelay{Name: r.name, Tier: t.number, Failover: true}
+				x.Why, x.Until = d.fullness(r)
+				plan.Skipped = append(plan.Skipped, x)
 			}
 		}
 	}
@@ -269,13 +268,17 @@ func (d *delivery) note(r *relay) string {
 	return strings.Join(notes, "; ")
 }
 
-// fullness tells why r has no free connection for d.
-func (d *delivery) fullness(r *relay) string {
+// fullness tells why r has no free connection for d, or is left alone with those that it has.
+func (d *delivery) fullness(r *relay) (why string, until time.Time) {
+	if at := r.rest.Load(); at != 0 && d.pool.conns.Free(r.lane, d.place.Bulk) {
+		until = time.Unix(0, at)
+		return fmt.Sprintf("slow %.0f×: while others are free it gets a message now and then, the next one from %s on", r.slow(), until.Format(time.TimeOnly)), until
+	}
 	text := fmt.Sprintf("full: %d of %d connections are in use", r.InFlight(), r.Limit())
 	if n := r.limits.Reserved; d.place.Bulk && n > 0 {
 		text += fmt.Sprintf(", and %d are not for bulk", n)
 	}
-	return text
+	return text, time.Time{}
 }
 
 // skipped tells why r is not among the candidates, which are of the chosen tier; nil where there are none.

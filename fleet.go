@@ -230,7 +230,7 @@ func (p *Pool) forget(f, kept *fleet) {
 		return
 	}
 	for _, r := range f.relays {
-		if is := kept.named(r.name); is == nil || is.standing != r.standing {
+		if kept.named(r.name) == nil { // of one name there is one standing
 			r.breaker.Stop()
 			p.conns.RemoveLane(r.lane)
 		}

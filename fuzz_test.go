@@ -79,8 +79,9 @@ func isSecret(before, start, end, after string) bool {
 // canonical is what a body must become, told in the plainest way: false where it can't be sent.
 func canonical(raw []byte, ends smtplb.LineEndings) (string, bool) {
 	var lines []string
-	line := ""
+	start := 0 // of the line
 	for i := 0; i < len(raw); i++ {
+		end := i
 		switch b := raw[i]; {
 		case b == 0:
 			return "", false
@@ -91,13 +92,12 @@ func canonical(raw []byte, ends smtplb.LineEndings) (string, bool) {
 		case b == '\n' && ends == smtplb.LineEndingsStrict:
 			return "", false
 		case b != '\r' && b != '\n':
-			line += string([]byte{b})
 			continue
 		}
-		lines, line = append(lines, line), ""
+		lines, start = append(lines, string(raw[start:end])), i+1
 	}
-	if line != "" {
-		lines = append(lines, line)
+	if start < len(raw) {
+		lines = append(lines, string(raw[start:]))
 	}
 	for _, l := range lines {
 		if len(l) > 998 {

@@ -397,8 +397,12 @@ func (r *standing) outcome(blame verdict.Blame, f verdict.Fact) breaker.Outcome 
 	}
 	switch blame {
 	case verdict.Answered:
+		if r.fails.Load() {
+			r.fails.Store(false)
+		}
 		return breaker.Success
 	case verdict.Fault:
+		r.fails.Store(true)
 		return breaker.Fault
 	case verdict.AuthFault, verdict.ConfigFault:
 		return breaker.Long

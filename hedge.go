@@ -348,7 +348,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 			skip[w] = ^uint64(0)
 		}
 		for i, r := range t.relays {
-			if r != a.relay && d.may(r) && !d.again.Has(r.index) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
+			if d.may(r) && !d.again.Has(r.index) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
 				skip.remove(i)
 				found = true
 			}
@@ -357,7 +357,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 			continue
 		}
 		r := t.pick(d.info(skip, a.number+1))
-		if r == nil || r == a.relay || !d.may(r) {
+		if r == nil || !d.may(r) { // the attempt's own was tried
 			continue
 		}
 		turn, ok := p.conns.Try(r.lane, d.place.Bulk)
@@ -398,7 +398,7 @@ func (a *attempt) swap(ctx context.Context, o *leg) {
 	d, slow, was := a.d, a.leg, a.relay
 	record, ended := a.record, a.ended
 	*a.turn, a.permit, a.leg = o.turn, o.permit, nil
-	a.relay, a.ended = o.relay, nil
+	a.relay = o.relay
 	defer slow.abandon()
 	if o.idle {
 		a.conn = o.conn
@@ -419,7 +419,6 @@ func (a *attempt) swap(ctx context.Context, o *leg) {
 	a.open(ctx, o.begun, record.Timings.Wait)
 	a.record.Reused = o.idle
 	if !o.idle {
-		timings.Wait = record.Timings.Wait
 		a.record.Timings = timings
 	}
 }

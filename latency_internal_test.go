@@ -58,16 +58,20 @@ func TestStatsOfUsedRelays(t *testing.T) {
 			r.observe(&Timings{d, d, d, d, d, d, d, d})
 		}
 	}
-	least := time.Hour
-	for range 30 {
+	const promised, patience = 5 * time.Millisecond, 10 * time.Second
+	least, begun := time.Hour, time.Now()
+	for least > promised && time.Since(begun) < patience { // on a busy machine the code is only sometimes left alone
 		start := time.Now()
 		s := p.Stats()
 		least = min(least, time.Since(start))
 		if s.Relays[999].Latency.Final.Count != 27 {
 			t.Fatalf("%+v", s.Relays[999].Latency)
 		}
+		if underRace { // it is ten times slower, so how long it took is not looked at
+			return
+		}
 	}
-	if t.Logf("Stats took %v", least); least > 25*time.Millisecond && !underRace { // five times what is promised: on a busy machine that is not the code
+	if t.Logf("Stats took %v", least); least > promised {
 		t.Errorf("Stats took %v", least)
 	}
 }

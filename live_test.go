@@ -255,9 +255,10 @@ func thousand() (c smtplb.Config) {
 
 // New within 50 ms, Stats within 5 ms, of a thousand relays. (Under the race detector only that it works is looked at. TestStatsOfUsedRelays has relays with figures.)
 func TestThousandRelays(t *testing.T) {
-	least := func(f func()) time.Duration {
-		d := time.Hour
-		for range 5 {
+	const patience = 10 * time.Second
+	least := func(promised time.Duration, f func()) time.Duration { // on a busy machine the code is only sometimes left alone
+		d, begun := time.Hour, time.Now()
+		for n := 0; n < 5 || d > promised && time.Since(begun) < patience && !raceEnabled; n++ {
 			start := time.Now()
 			f()
 			d = min(d, time.Since(start))
@@ -265,7 +266,7 @@ func TestThousandRelays(t *testing.T) {
 		return d
 	}
 	var pool *smtplb.Pool
-	made := least(func() {
+	made := least(50*time.Millisecond, func() {
 		p, err := smtplb.New(thousand())
 		if err != nil {
 			t.Fatal(err)
@@ -279,8 +280,8 @@ func TestThousandRelays(t *testing.T) {
 	c := thousand()
 	c.Dial = nil
 	var s smtplb.Stats
-	read := least(func() { s = pool.Stats() })
-	again := least(func() {
+	read := least(5*time.Millisecond, func() { s = pool.Stats() })
+	again := least(time.Hour, func() {
 		if err := pool.Update(c); err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +290,7 @@ func TestThousandRelays(t *testing.T) {
 	if len(s.Relays) != 1000 || s.Weight != 3997 {
 		t.Errorf("%d relays, weight %v", len(s.Relays), s.Weight)
 	}
-	if !raceEnabled && (made > 250*time.Millisecond || read > 25*time.Millisecond) { // five times what is promised: on a busy machine that is not the code
+	if !raceEnabled && (made > 50*time.Millisecond || read > 5*time.Millisecond) {
 		t.Errorf("New took %v, Stats %v", made, read)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,9 +204,13 @@ func TestMadResolver(t *testing.T) {
 }
 
 // madBalancer makes a picker for whole relays, and panics otherwise.
-type madBalancer struct{ smtplb.Balancer }
+type madBalancer struct {
+	smtplb.Balancer
+	asked *atomic.Int64
+}
 
 func (b madBalancer) NewPicker(relays []smtplb.RelayView) smtplb.Picker {
+	b.asked.Add(1)
 	for _, r := range relays {
 		if r.Weight() != 1 {
 			panic("balancer")
@@ -217,18 +222,23 @@ func (b madBalancer) NewPicker(relays []smtplb.RelayView) smtplb.Picker {
 // A Balancer that panics is an error of New and Update; when the clock asks it, the old picker stays.
 func TestMadBalancer(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer, c.Health.Interval = madBalancer{smtplb.RoundRobin()}, -1 })
+		var asked atomic.Int64
+		h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer, c.Health.Interval = madBalancer{smtplb.RoundRobin(), &asked}, -1 })
 		defer h.close()
-		_, err := smtplb.New(smtplb.Config{Balancer: madBalancer{}, Relays: []smtplb.Relay{{Addr: "r.test", Weight: 2}}})
+		_, err := smtplb.New(smtplb.Config{Balancer: madBalancer{nil, &asked}, Relays: []smtplb.Relay{{Addr: "r.test", Weight: 2}}})
 		var ce *smtplb.ConfigError
 		if !errors.As(err, &ce) || ce.Path != "Balancer" || !strings.Contains(ce.Reason, "panicked: balancer") {
 			t.Error(err)
 		}
 		h.use(5 * time.Second)
+		asked.Store(0)
 		if err := h.pool.SetAdmin("r0", smtplb.AdminDrain); err != nil {
 			t.Fatal(err)
 		}
 		h.use(5 * time.Second)
+		if n := asked.Load(); n != 1 {
+			t.Errorf("for the same weights it was asked %d times", n)
+		}
 		if s := h.pool.Stats().Relays; s[1].Accepted < 5 || s[0].Accepted == 0 {
 			t.Errorf("%+v", s)
 		}

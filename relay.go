@@ -107,6 +107,9 @@ func (r *standing) learnLatency(a *Attempt, f *verdict.Fact, rode bool, now int6
 		longer(&r.envelope, now, max(dial, t.Envelope)) // had it answered, it would have been no faster
 	case a.Accepted > 0:
 		r.latency.Observe(now, dial+t.Envelope)
+		if r.slowness.tried(t.Envelope) {
+			r.envelope.Reset()
+		}
 		r.envelope.Observe(now, t.Envelope)
 	}
 }

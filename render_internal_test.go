@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"regexp"
 	"runtime"
 	"strings"
@@ -278,7 +279,13 @@ func TestRenderMemory(t *testing.T) {
 // At most so many sends have go-mail hold attachments at a time; the wait ends with the context, or with the pool.
 func TestRenderSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, err := New(Config{Relays: []Relay{{Addr: "unused.test:25", TLS: TLSNone, Dial: nil}}})
+		p, err := New(Config{
+			Relays: []Relay{{Addr: "unused.test:25", TLS: TLSNone}}, Health: Health{Interval: -1},
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				t.Error("a relay is dialled, with nothing rendered")
+				return nil, errors.New("unused")
+			},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -200,7 +200,6 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				d.waitUntil = time.Time{}
 				continue
 			case err == errAllBusy:
-				d.retryAfter = retrySoon
 				return permit, false, err
 			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
 				continue
@@ -236,7 +235,7 @@ func (d *delivery) quick() bool {
 	}
 	d.asked = true
 	r := d.group.tiers[0].pick(d.info(nil, 1))
-	if r == nil || !d.may(r) || d.shuns(r) || !d.tryLane(r) {
+	if r == nil || !d.may(r) || d.shuns(r) || r.rests() || !d.tryLane(r) {
 		return false
 	}
 	d.count(false)
@@ -261,6 +260,7 @@ func (d *delivery) tryLane(r *relay) bool {
 	turn, ok := d.pool.conns.Try(r.lane, d.place.Bulk)
 	if ok {
 		d.turn = *turn
+		r.slowness.used()
 	}
 	return ok
 }
@@ -390,13 +390,13 @@ func (d *delivery) after(t *tier) *tier {
 	return nil
 }
 
-// hope adds to d.lanes the relays that are down now, but would do otherwise, up to the tier that is waited for: should one come back first, it is welcome.
+// hope adds to d.lanes the relays that are not used now, but would do otherwise, up to the tier that is waited for: should one come back first, or be put back, it is welcome.
 func (d *delivery) hope(last *tier) {
 	if d.frugal {
 		return
 	}
 	for _, r := range d.group.relays[:last.first+len(last.relays)] {
-		if !r.ready() && r.is(AdminReady) && d.could(r) && !d.shuns(r) {
+		if !r.ready() && d.could(r) && !d.shuns(r) {
 			d.lanes.add(r.member)
 		}
 	}
@@ -430,15 +430,30 @@ func (d *delivery) ownHop() bool {
 	return true
 }
 
-// mask fills in d.skip for a tier whose chosen relays stand in d.lanes.
+// mask fills in d.skip for a tier whose chosen relays stand in d.lanes: with those that have no free connection, and those that rest for their slowness, unless only such are free.
 func (d *delivery) mask(t *tier) *tier {
 	d.skip = d.skipBuf[:words(len(t.relays))]
 	for w := range d.skip {
 		d.skip[w] = ^uint64(0)
 	}
+	resting, quick := 0, false
 	for i, r := range t.relays {
-		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
-			d.skip.remove(i)
+		switch {
+		case !d.lanes.Has(r.member) || !d.pool.conns.Free(r.lane, d.place.Bulk):
+			continue
+		case r.rests():
+			resting++
+		default:
+			quick = true
+		}
+		d.skip.remove(i)
+	}
+	if !quick || resting == 0 {
+		return t
+	}
+	for i, r := range t.relays {
+		if r.rests() {
+			d.skip.add(i)
 		}
 	}
 	return t

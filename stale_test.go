@@ -154,7 +154,9 @@ func newStale(t *testing.T, seed uint64, secure bool, cycles int) *stale {
 	}
 	server := s.net.NewServer(relay.Addr, opts...)
 	s.relays = []*smtptest.Server{server}
-	relay.TLSConfig = server.ClientTLS()
+	if relay.TLSConfig = server.ClientTLS(); secure {
+		relay.TLSConfig.CurvePreferences = cheap
+	}
 	if way.script != nil {
 		way.script(server, s.limit, n)
 	}

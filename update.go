@@ -36,11 +36,15 @@ func (p *Pool) Update(c Config) error {
 	return err
 }
 
-// amend runs f while nobody else replaces the fleet, and then tells what f returns, after what came up meanwhile.
+// amend runs f while nobody else replaces the fleet, and then tells what f returns, after what came up meanwhile. When the pool is closed f need not run.
 func (p *Pool) amend(f func() []news) {
 	var kept, list []news
 	defer func() { p.tellAll(kept, list) }()
-	p.updates <- struct{}{} // nobody has it for long
+	select {
+	case p.updates <- struct{}{}:
+	case <-p.ctx.Done(): // a Balancer that is asked for a picker may be what closes the pool, and that waits for lookups
+		return
+	}
 	p.teller.hold()
 	defer func() {
 		kept = p.teller.release()

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/smtplb/smtplb"
 	"github.com/smtplb/smtplb/balancertest"
 )
@@ -204,16 +205,29 @@ func TestFindsLock(t *testing.T) {
 
 func found(t *testing.T, by, says string, b func() smtplb.Balancer) {
 	t.Helper()
-	err := balancertest.Check(b)
+	switch err := balancertest.CheckCase(by, b); {
+	case err == nil:
+		t.Errorf("not found by %q", by)
+	case !strings.Contains(err.Error(), says):
+		t.Errorf("%q found something else: %v", by, err)
+	}
+}
+
+// Check goes through all cases, and tells of each one that failed.
+func TestCheckTellsOfAll(t *testing.T) {
+	err := balancertest.Check(func() smtplb.Balancer { return pickerless{} })
 	if err == nil {
 		t.Fatal("nothing was found")
 	}
+	var got []string
 	for line := range strings.SplitSeq(err.Error(), "\n") {
-		if strings.HasPrefix(line, by+": ") && strings.Contains(line, says) {
-			return
+		if name, _, ok := strings.Cut(line, ": with 1 relays: NewPicker returned nil"); ok {
+			got = append(got, name)
 		}
 	}
-	t.Errorf("not found by %q:\n%v", by, err)
+	if diff := cmp.Diff(balancertest.CaseNames(), got); diff != "" {
+		t.Errorf("the cases that failed (-want +got):\n%s", diff)
+	}
 }
 
 // What is as it should be passes: the broken ones above differ from it by their one mistake.

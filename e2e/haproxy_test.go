@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,49 +19,69 @@ import (
 var haproxyRate = flag.Int("haproxy.rate", 100, "messages a second of each client in TestHAProxy")
 
 // TestHAProxy is the fleet of "Beyond Round Robin: Load Balancing for Latency"
-// (linkerd, 2016), 11 relays that take N(167, 5) ms for a message, on TCP, for 40
-// seconds. From the 8th second to the 20th one relay takes 2 s, from the 24th to
-// the 36th another says 421 within 5 ms, and in between all are well. In front
-// of the same relays, at the same time and with messages in turn, are the pool
-// with three balancers, and HAProxy's leastconn in TCP mode.
+// (linkerd, 2016), 11 relays that take N(167, 5) ms for a message, on TCP, for a
+// minute. From the 15th second to the 45th one relay takes 2 s; from the 48th to
+// the 58th another says 421 within 5 ms. In front of the same relays, at the same
+// time and with messages in turn, are the pool with three balancers, and HAProxy's
+// leastconn in TCP mode.
 //
 // HAProxy balances connections. So the client behind it makes a new connection
 // for each message, which is the best that HAProxy can be given: then its count of
 // connections is that of messages in flight, and no message is bound to the relay
 // that an earlier one was given. The other way, connections that are kept, runs
-// beside it, and what is compared is the better of both. The client is the
-// library too, with HAProxy as its only relay, one attempt and no breaker of its
-// own: so all clients cost the same, and what differs is who chooses.
+// beside it, and what is compared is the better of both, figure by figure. The
+// client is the library too, with HAProxy as its only relay, one attempt and no
+// breaker of its own: so all clients cost the same, and what differs is who
+// chooses.
 //
 // Least connections, whoever's, give the slow relay about one message in a
 // hundred while it is slow: each time as many as another has in flight, and they
-// stay twelve times as long. So on which side of it p99 of these 12 seconds falls
-// is luck. It is printed, and what is compared is p99 of the 24 seconds around
-// them, and how many messages the slow relay got.
+// stay twelve times as long. So on which side of it p99 of this half minute falls
+// is luck. Of LeastInFlight, which is the same, it is printed, and what is compared
+// is p99 of the time before and after too, and how many messages the slow relay
+// got. Adaptive, the default, and Latency find out who is slow: their p99 is not
+// above HAProxy's, neither in this half minute nor around it.
+//
+// No send of ours fails in any run, and some of HAProxy's fail in each. Latencies
+// are compared in up to three runs, of which one must show what is promised on a
+// machine that had time for it. Where it had in none, all three must show it,
+// and that the slow relay got at most half as many of our messages as of HAProxy's:
+// p99 alone would say as much of the machine as of who chooses.
 func TestHAProxy(t *testing.T) {
-	const attempts = 2
-	for i := range attempts {
-		worse, lag := besideHAProxy(t)
-		switch {
-		case worse == "":
+	const runs = 3
+	var why []string
+	shown := 0
+	for range runs {
+		worse, late := besideHAProxy(t)
+		if t.Failed() || worse == "" && late < starved {
 			return
-		case i == attempts-1 && lag < starved:
-			t.Error(worse)
-		default:
-			t.Logf("%s (timers were up to %v late in 99 of 100 cases)", worse, lag)
 		}
+		if worse == "" {
+			shown++
+		}
+		if late >= starved {
+			worse += fmt.Sprintf("The machine was too busy: timers were up to %v late in 99 of 100 cases. ", ms(late))
+		}
+		t.Log(worse)
+		why = append(why, worse)
 	}
+	if shown == runs {
+		t.Logf("THE MACHINE WAS TOO BUSY in all %d runs. In each p99 was at most HAProxy's, and the slow relay got at most half as many messages.", runs)
+		return
+	}
+	t.Errorf("none of %d runs has shown that p99 is at most HAProxy's:\n%s", runs, strings.Join(why, "\n"))
 }
 
 const (
 	ownRivals     = 3 // the first ones; two behind HAProxy follow
+	leastInFlight = 1 // of them
 	haproxyRelays = 11
 	slowRelay     = 4
 	sickRelay     = 7
 
-	slowFrom, slowTo = 8 * time.Second, 20 * time.Second
-	sickFrom, sickTo = 24 * time.Second, 36 * time.Second
-	haproxyEnd       = 40 * time.Second
+	slowFrom, slowTo = 15 * time.Second, 45 * time.Second
+	sickFrom, sickTo = 48 * time.Second, 58 * time.Second
+	haproxyEnd       = time.Minute
 )
 
 // rival is one of the clients, and what became of its messages.
@@ -200,7 +221,7 @@ func (r *rival) send(ctx context.Context, id string, body smtplb.Body, began tim
 // compare prints the figures, and returns in what the pool is worse.
 func compare(t *testing.T, rivals []*rival, late time.Duration) (worse string) {
 	type figures struct {
-		p99          time.Duration // of the seconds around the slow ones
+		p99, beside  time.Duration // of the time around the slow half minute, and of that alone
 		slow, failed int
 	}
 	var all []figures
@@ -209,7 +230,7 @@ func compare(t *testing.T, rivals []*rival, late time.Duration) (worse string) {
 		around, _ := r.within(0, sickFrom)
 		slow, _ := r.within(slowFrom, slowTo)
 		sick, failed := r.within(sickFrom, sickTo)
-		f := figures{p99: percentile(around, 99), failed: failed}
+		f := figures{p99: percentile(around, 99), beside: percentile(slow, 99), failed: failed}
 		for _, d := range slow {
 			if d > time.Second {
 				f.slow++
@@ -217,7 +238,7 @@ func compare(t *testing.T, rivals []*rival, late time.Duration) (worse string) {
 		}
 		all = append(all, f)
 		t.Logf("%s: p50 and p99 while all are well %v, %v; around the slow relay %v, %v, beside it %v, %v, %d of %d take more than 1 s (%.2f %%); beside the failing one %v, %v, %d of %d fail (%.2f %%)",
-			r.name, ms(percentile(well, 50)), ms(percentile(well, 99)), ms(percentile(around, 50)), ms(f.p99), ms(percentile(slow, 50)), ms(percentile(slow, 99)),
+			r.name, ms(percentile(well, 50)), ms(percentile(well, 99)), ms(percentile(around, 50)), ms(f.p99), ms(percentile(slow, 50)), ms(f.beside),
 			f.slow, len(slow), 100*float64(f.slow)/float64(max(1, len(slow))), ms(percentile(sick, 50)), ms(percentile(sick, 99)),
 			failed, len(sick), 100*float64(failed)/float64(max(1, len(sick))))
 		if _, failed := r.within(0, haproxyEnd); i < ownRivals && failed > 0 {
@@ -229,13 +250,25 @@ func compare(t *testing.T, rivals []*rival, late time.Duration) (worse string) {
 	if anew.failed == 0 { // over kept connections there may be next to none
 		t.Error("no send failed through HAProxy: the failing relay wasn't met")
 	}
-	p99, slow := min(anew.p99, kept.p99), min(anew.slow, kept.slow)
+	p99, beside, slow := min(anew.p99, kept.p99), min(anew.beside, kept.beside), min(anew.slow, kept.slow)
 	for i, f := range own {
-		if f.p99 > p99+p99/10 {
+		most := p99
+		if i == leastInFlight {
+			most += p99 / 10
+		} else if f.beside > beside {
+			worse += fmt.Sprintf("p99 of %s beside the slow relay was %v, HAProxy's %v. ", rivals[i].name, ms(f.beside), ms(beside))
+		} else if late >= starved && 2*f.slow > slow {
+			worse += fmt.Sprintf("%d messages of %s met the slow relay, %d of HAProxy's, on a machine that was busy. ", f.slow, rivals[i].name, slow)
+		}
+		if f.p99 > most {
 			worse += fmt.Sprintf("p99 of %s around the slow relay was %v, HAProxy's %v. ", rivals[i].name, ms(f.p99), ms(p99))
 		}
-		if f.slow > slow+slow/4+5 {
-			worse += fmt.Sprintf("%d messages of %s met the slow relay, %d of HAProxy's. ", f.slow, rivals[i].name, slow)
+		least, slack := slow, slow/4+5
+		if i == leastInFlight { // kept connections meet it as often as they happen to be there: this is the same choice
+			least, slack = anew.slow, anew.slow/4
+		}
+		if f.slow > least+slack {
+			worse += fmt.Sprintf("%d messages of %s met the slow relay, %d of HAProxy's. ", f.slow, rivals[i].name, least)
 		}
 	}
 	return worse

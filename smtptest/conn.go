@@ -42,8 +42,9 @@ type conn struct {
 	refused    bool // by WithMaxConns
 
 	in     *[inputSize]byte
-	r, w   int    // in[r:w] is unread
-	outbuf []byte // replies that were not sent
+	r, w   int         // in[r:w] is unread
+	outbuf []byte      // replies that were not sent
+	timer  *time.Timer // sleep's; nil: it was not called
 
 	done    chan struct{} // closed by abort: the connection is dead
 	closing chan struct{} // closed by shutdown: finish
@@ -258,10 +259,14 @@ func (c *conn) sleep(d time.Duration) error {
 	if err := c.flush(); err != nil || d <= 0 {
 		return err
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
+	if c.timer == nil {
+		c.timer = time.NewTimer(d)
+	} else {
+		c.timer.Reset(d)
+	}
+	defer c.timer.Stop()
 	select {
-	case <-t.C:
+	case <-c.timer.C:
 	case <-c.closing:
 	case <-c.done:
 		return errGone

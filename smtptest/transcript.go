@@ -1,6 +1,7 @@
 package smtptest
 
 import (
+	"bytes"
 	"strings"
 	"sync"
 	"time"
@@ -29,11 +30,15 @@ func (t *transcript) add(prefix string, line []byte) {
 		return
 	}
 	t.text = append(t.text, prefix...)
-	for _, b := range line {
-		if b == '\n' {
-			b = ' '
+	at := len(t.text)
+	t.text = append(t.text, line...)
+	for added := t.text[at:]; ; { // a line is one line, whatever is in it
+		i := bytes.IndexByte(added, '\n')
+		if i < 0 {
+			break
 		}
-		t.text = append(t.text, b)
+		added[i] = ' '
+		added = added[i+1:]
 	}
 	t.text = append(t.text, '\n')
 }

@@ -64,8 +64,13 @@ func (a *Alias) Draw() int {
 	if len(a.cells) == 0 {
 		return -1
 	}
+	return a.at(rand.Uint64())
+}
+
+// at returns the index that a random number stands for. There must be one.
+func (a *Alias) at(random uint64) int {
 	// One random number says which cell, by the high word of the product, and where in it, by the low word: that leaves 64 − log₂ n bits for the latter.
-	at, within := bits.Mul64(rand.Uint64(), uint64(len(a.cells)))
+	at, within := bits.Mul64(random, uint64(len(a.cells)))
 	c := &a.cells[at]
 	i, own := c.other, c.own
 	if within < c.limit { // without a branch: nobody could predict it

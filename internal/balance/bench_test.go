@@ -9,8 +9,18 @@ import (
 	"github.com/smtplb/smtplb/internal/balance"
 )
 
+// flying is a number of sends in a word of which the lowest two bits are something else.
+type flying struct{ word atomic.Uint64 }
+
+func (f *flying) Load() int64       { return int64(f.word.Load() >> 2) }
+func (f *flying) Store(n int64)     { f.word.Store(uint64(n)<<2 | 1) }
+func (f *flying) Add(n int64) int64 { return int64(f.word.Add(uint64(n)<<2) >> 2) }
+
 // gauge is a relay whose load is an atomic behind an interface.
-type gauge struct{ inFlight, latency atomic.Int64 }
+type gauge struct {
+	inFlight flying
+	latency  atomic.Int64
+}
 
 func (g *gauge) InFlight() int          { return int(g.inFlight.Load()) }
 func (g *gauge) Latency() time.Duration { return time.Duration(g.latency.Load()) }

@@ -86,8 +86,10 @@ func (e *EWMA) Relax(toward time.Duration, now int64) {
 	}
 }
 
+// SlowFactor is how many times the median is slow.
+const SlowFactor = 3
+
 const (
-	slowFactor  = 3    // times the median: slow
 	slowFloor   = 0.05 // of its weight keeps the slowest of all
 	slowSamples = 10   // before that nobody is slow
 )
@@ -113,7 +115,7 @@ func Demote(weights, latency []float64, samples []uint64) (effective []float64, 
 	slices.Sort(known)
 	m = known[(len(known)-1)/2]
 	for i, l := range latency {
-		if counts(i) && l > slowFactor*m {
+		if counts(i) && l > SlowFactor*m {
 			effective[i] *= max(m/l, slowFloor)
 		}
 	}

@@ -180,6 +180,54 @@ func (f *fleet) drawBits(m uint64) int {
 	}
 }
 
+// few is a fleet of so few that a pick looks at all of them, where each has a weight and a word. With nobody skipped, as nearly always, a pick need not find out more. What they have in flight is not shifted, but
+// counted in units of the lowest bit that counts.
+type few struct {
+	words []*atomic.Uint64
+	costs []float64
+	every uint64  // bit set: there is one of that number; 0: it isn't such a fleet
+	mask  uint64  // the bits of a word that count
+	one   float64 // a send in flight
+}
+
+// newFew returns what f and g are, with most of them at the most.
+func newFew(f *fleet, g *gauges, most int) few {
+	n := len(g.words)
+	if n == 0 || n > most || f.live[0] != math.MaxUint64>>(64-n) {
+		return few{}
+	}
+	return few{g.words, f.costs, f.live[0], math.MaxUint64 << (g.shift & 63), float64(uint64(1) << (g.shift & 63))}
+}
+
+// all reports whether it is such a fleet, and nobody is skipped.
+func (f *few) all(skip []uint64) bool {
+	return f.every != 0 && (len(skip) == 0 || skip[0]&f.every == 0)
+}
+
+// in returns what i has in flight.
+func (f *few) in(i int) int64 { return int64(f.words[i].Load() & f.mask) }
+
+// less returns which have the least (load+one)/weight of those that have less than limit. This loop is most of what a pick costs, so there is no branch in it that nobody could predict: no number is negative, and
+// such numbers are in the order of their bits.
+func (f *few) less(limit float64) (equal uint64) {
+	words, mask, one := f.words, f.mask, f.one
+	costs := f.costs[:len(words)]
+	top := math.Float64bits(limit) - 1 // that of the number before it
+	for i := len(words) - 1; i >= 0; i-- {
+		s := math.Float64bits((float64(int64(words[i].Load()&mask)) + one) * costs[i])
+		equal <<= 1
+		more := equal + 1
+		if s == top {
+			equal = more
+		}
+		if s < top {
+			equal = 1
+		}
+		top = min(top, s)
+	}
+	return equal
+}
+
 // RoundRobin picks the one whose turn it is in a Table, or draws by weight where that one can't be used.
 type RoundRobin struct {
 	table *Table
@@ -195,26 +243,74 @@ func NewRoundRobin(weights []float64) *RoundRobin {
 // sequence.
 func (p *RoundRobin) Pick(first bool, skip []uint64) int {
 	if first {
-		if i := p.table.Next(); i < 0 || !has(skip, i) {
+		if i := p.turn(skip); i >= 0 {
 			return i
 		}
 	}
 	return p.alias.DrawAmong(skip)
 }
 
+// turn takes a turn, and returns whose it is: -1 where that one is in skip.
+func (p *RoundRobin) turn(skip []uint64) int {
+	i := p.table.Next()
+	if i < 0 || has(skip, i) {
+		return -1
+	}
+	return i
+}
+
 // LeastInFlight picks the one with the fewest sends in flight for its weight. Among equals it is the one whose turn it is in a Table: an idle fleet is used as its weights say.
 type LeastInFlight struct {
+	few few
 	fleet
 	gauges
 }
 
 // NewLeastInFlight returns the picker for weights, with one load for each.
 func NewLeastInFlight(weights []float64, loads []Load) *LeastInFlight {
-	return &LeastInFlight{newFleet(weights), newGauges(loads)}
+	p := &LeastInFlight{fleet: newFleet(weights), gauges: newGauges(loads)}
+	p.few = newFew(&p.fleet, &p.gauges, 64)
+	return p
 }
 
 // Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message.
 func (p *LeastInFlight) Pick(first bool, skip []uint64) int {
+	if !first || !p.few.all(skip) {
+		return p.any(first, skip)
+	}
+	// Nobody has less than who is idle. Only where there are several with the least a turn decides, and only then one is taken.
+	if p.few.in(p.table.Peek()) == 0 {
+		if i := p.table.Next(); p.few.in(i) == 0 {
+			return i
+		}
+	}
+	// As few.less, without a limit and one send more. Between two, the call alone would be a tenth of the whole.
+	words, mask := p.few.words, p.few.mask
+	costs := p.few.costs[:len(words)]
+	top, equal := uint64(math.MaxUint64), uint64(0)
+	for i := len(words) - 1; i >= 0; i-- {
+		s := math.Float64bits(float64(int64(words[i].Load()&mask)) * costs[i])
+		equal <<= 1
+		more := equal + 1
+		if s == top {
+			equal = more
+		}
+		if s < top {
+			equal = 1
+		}
+		top = min(top, s)
+	}
+	if equal&(equal-1) == 0 {
+		return bits.TrailingZeros64(equal)
+	}
+	if i := p.table.Next(); equal>>(i&63)&1 != 0 {
+		return i
+	}
+	return p.drawBits(equal)
+}
+
+// any is Pick from any fleet.
+func (p *LeastInFlight) any(first bool, skip []uint64) int {
 	a := p.RoundRobin.Pick(first, skip)
 	if a < 0 {
 		return -1
@@ -232,34 +328,76 @@ func (p *LeastInFlight) Pick(first bool, skip []uint64) int {
 // Adaptive picks the one whose turn it is in a Table, unless another would, with this send, still have less in flight for its weight than that one has
 // without it. So an idle fleet is used exactly as its weights say, and a busy one as it keeps up.
 type Adaptive struct {
+	few  few
+	salt uint64 // lest pickers with the same turns draw the same
 	fleet
 	gauges
 }
 
 // NewAdaptive returns the picker for weights, with one load for each.
 func NewAdaptive(weights []float64, loads []Load) *Adaptive {
-	return &Adaptive{newFleet(weights), newGauges(loads)}
+	p := &Adaptive{salt: rand.Uint64(), fleet: newFleet(weights), gauges: newGauges(loads)}
+	p.few = newFew(&p.fleet, &p.gauges, scanMost)
+	return p
 }
 
 // Pick returns an index that is not in skip, or -1. first says that it is the first attempt of a message.
 func (p *Adaptive) Pick(first bool, skip []uint64) int {
-	a := p.RoundRobin.Pick(first, skip)
-	if a < 0 {
-		return -1
+	if !first || !p.few.all(skip) {
+		return p.any(first, skip)
 	}
-	has := float64(p.at(a)) * p.costs[a]
-	if has <= p.least {
+	a := p.table.Next()
+	load := float64(p.few.in(a)) * p.few.costs[a]
+	if load <= p.few.one {
 		return a // the least that another can come to is one send on the heaviest
 	}
-	if len(p.costs) > scanMost {
-		if b := p.alias.DrawAmong(skip); b >= 0 && has > float64(p.at(b)+1)*p.costs[b] {
+	equal := p.few.less(load)
+	if equal&(equal-1) != 0 {
+		return p.drawBits(equal)
+	}
+	if equal == 0 {
+		return a
+	}
+	return bits.TrailingZeros64(equal)
+}
+
+// any is Pick from any fleet.
+func (p *Adaptive) any(first bool, skip []uint64) int {
+	a, turn := -1, uint64(0)
+	if first {
+		a, turn = p.table.Turn()
+	}
+	if a < 0 || has(skip, a) {
+		if a = p.alias.DrawAmong(skip); a < 0 {
+			return -1
+		}
+	}
+	load := float64(p.at(a)) * p.costs[a]
+	if load <= p.least {
+		return a
+	}
+	if len(p.costs) <= scanMost {
+		if b := p.fewest(&p.gauges, 1, load, skip); b >= 0 {
 			return b
 		}
-	} else if b := p.fewest(&p.gauges, 1, has, skip); b >= 0 {
-		return b
+		return a
+	}
+	b := -1
+	if first {
+		b = p.second(turn)
+	}
+	if b < 0 || has(skip, b) {
+		b = p.alias.DrawAmong(skip)
+	}
+	// Nobody could predict which it is, so it is compared without a branch: such numbers are in the order of their bits.
+	if math.Float64bits(float64(p.at(b)+1)*p.costs[b]) < math.Float64bits(load) {
+		a = b
 	}
 	return a
 }
+
+// second draws by weight. The dice are those of the turn, SplitMix64 by its number: to roll those that everybody shares costs as much as all else in a pick.
+func (p *Adaptive) second(turn uint64) int { return p.alias.at(mix(turn*odd1 + p.salt)) }
 
 // Latency picks the one with the least latency·(in flight + 1)/weight: of all, or, of more than 32, of two different ones that are drawn by weight. One whose latency is
 // not known counts as the fastest that is.

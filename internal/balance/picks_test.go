@@ -87,9 +87,20 @@ func TestAlias(t *testing.T) {
 	}
 }
 
+// eachKind runs f with loads that are asked for, and with words, as the pool has them.
+func eachKind(t *testing.T, f func(t *testing.T, words bool)) {
+	t.Run("asked", func(t *testing.T) { f(t, false) })
+	t.Run("words", func(t *testing.T) { f(t, true) })
+}
+
 // byLoad are the pickers that look at what is in flight.
-func byLoad(weights []float64, n int, load func(int) int) (gs []*gauge, pickers map[string]func(first bool, skip []uint64) int) {
+func byLoad(words bool, weights []float64, n int, load func(int) int) (gs []*gauge, pickers map[string]func(first bool, skip []uint64) int) {
 	gs, loads, latents := gauges(n, load)
+	for i := range loads {
+		if words {
+			loads[i] = balance.Gauge{Word: &gs[i].inFlight.word, Shift: 2}
+		}
+	}
 	return gs, map[string]func(bool, []uint64) int{
 		"adaptive": balance.NewAdaptive(weights, loads).Pick,
 		"least":    balance.NewLeastInFlight(weights, loads).Pick,
@@ -106,11 +117,13 @@ func names(n int) []string {
 }
 
 // An idle fleet is used as a Table would: the very same sequence, whatever the weights.
-func TestIdleIsRoundRobin(t *testing.T) {
+func TestIdleIsRoundRobin(t *testing.T) { eachKind(t, testIdleIsRoundRobin) }
+
+func testIdleIsRoundRobin(t *testing.T, words bool) {
 	r := rand.New(rand.NewPCG(21, 22))
 	for range 300 {
 		weights := randomWeights(r)
-		_, pickers := byLoad(weights, len(weights), func(int) int { return 0 })
+		_, pickers := byLoad(words, weights, len(weights), func(int) int { return 0 })
 		table := balance.NewTable(weights, 0)
 		p := table.Len()
 		for _, name := range []string{"adaptive", "least"} {
@@ -118,9 +131,11 @@ func TestIdleIsRoundRobin(t *testing.T) {
 			for i := range got {
 				got[i] = pickers[name](true, nil)
 			}
+			period := sequence(table, p)
+			twice := append(period, period...) // any part of it as long as a period is the sequence from some phase
 			found := false
 			for s := range p {
-				found = found || got[0] == table.At(uint64(s)) && slices.Equal(got, sequenceFrom(table, s, p))
+				found = found || slices.Equal(got, twice[s:s+p])
 			}
 			if !found {
 				t.Fatalf("%s, idle, with %v: not the table's sequence", name, weights)
@@ -130,9 +145,11 @@ func TestIdleIsRoundRobin(t *testing.T) {
 }
 
 // Each send stays in flight for a moment that is the same for all: shares stay those of the weights, with light relays not starved.
-func TestAdaptiveUnderEvenLoad(t *testing.T) {
+func TestAdaptiveUnderEvenLoad(t *testing.T) { eachKind(t, testAdaptiveUnderEvenLoad) }
+
+func testAdaptiveUnderEvenLoad(t *testing.T, words bool) {
 	weights := []float64{10, 5, 1, 1}
-	gs, pickers := byLoad(weights, 4, func(int) int { return 0 })
+	gs, pickers := byLoad(words, weights, 4, func(int) int { return 0 })
 	for _, inFlight := range []int{1, 3, 17, 68} {
 		var flying []int
 		counts := make([]float64, 4)
@@ -156,7 +173,9 @@ func TestAdaptiveUnderEvenLoad(t *testing.T) {
 	}
 }
 
-func TestPicksByLoad(t *testing.T) {
+func TestPicksByLoad(t *testing.T) { eachKind(t, testPicksByLoad) }
+
+func testPicksByLoad(t *testing.T, words bool) {
 	for _, tt := range []struct {
 		picker  string
 		weights []float64
@@ -182,7 +201,7 @@ func TestPicksByLoad(t *testing.T) {
 		{"latency", []float64{1, 1}, []int{0, 0}, bits(2, 0), []int{1}},
 		{"latency", []float64{0, 1}, []int{0, 50}, nil, []int{1}},
 	} {
-		_, pickers := byLoad(tt.weights, len(tt.weights), func(i int) int { return tt.loads[i] })
+		_, pickers := byLoad(words, tt.weights, len(tt.weights), func(i int) int { return tt.loads[i] })
 		seen := map[int]bool{}
 		for range 300 {
 			i := pickers[tt.picker](true, tt.skip)
@@ -199,9 +218,11 @@ func TestPicksByLoad(t *testing.T) {
 }
 
 // Equals are drawn by weight, not by the order in which they are configured.
-func TestEqualsByWeight(t *testing.T) {
+func TestEqualsByWeight(t *testing.T) { eachKind(t, testEqualsByWeight) }
+
+func testEqualsByWeight(t *testing.T, words bool) {
 	weights := []float64{1, 1, 2, 4}
-	_, pickers := byLoad(weights, 4, func(i int) int { return []int{1000, 10, 20, 40}[i] }) // 10 for each unit of weight, but for the first
+	_, pickers := byLoad(words, weights, 4, func(i int) int { return []int{1000, 10, 20, 40}[i] }) // 10 for each unit of weight, but for the first
 	counts := make([]float64, 4)
 	for range 50000 {
 		if i := pickers["least"](false, bits(4, 0)); i >= 0 {
@@ -211,7 +232,7 @@ func TestEqualsByWeight(t *testing.T) {
 	chiSquared(t, counts, []float64{0, 1, 2, 4})
 	// When it is the first's turn the others have equally less, and the draw decides.
 	even := []float64{1, 1, 1, 1}
-	_, pickers = byLoad(even, 4, func(i int) int { return []int{1000, 1, 1, 1}[i] })
+	_, pickers = byLoad(words, even, 4, func(i int) int { return []int{1000, 1, 1, 1}[i] })
 	for _, name := range []string{"least", "adaptive"} {
 		clear(counts)
 		for range 40000 {
@@ -287,9 +308,11 @@ func TestTwoChoicesWithoutReplacement(t *testing.T) {
 }
 
 // A failover is no turn: it must not use up another message's place in the sequence.
-func TestSecondAttemptsTakeNoTurn(t *testing.T) {
+func TestSecondAttemptsTakeNoTurn(t *testing.T) { eachKind(t, testSecondAttemptsTakeNoTurn) }
+
+func testSecondAttemptsTakeNoTurn(t *testing.T, words bool) {
 	weights := []float64{3, 2, 1}
-	_, pickers := byLoad(weights, 3, func(int) int { return 0 })
+	_, pickers := byLoad(words, weights, 3, func(int) int { return 0 })
 	for _, name := range []string{"adaptive", "least"} {
 		counts := make([]float64, 3)
 		for range 600 {
@@ -312,15 +335,21 @@ func TestNeverSkipped(t *testing.T) {
 		}
 		weights, skip := make([]float64, n), make([]uint64, (n+63)/64)
 		any := false
+		often := []int{0, 3, 3, 20}[r.IntN(4)]
 		for i := range weights {
 			weights[i] = float64(r.IntN(4))
-			if r.IntN(3) == 0 {
+			if often > 0 && r.IntN(often) == 0 {
 				skip[i/64] |= 1 << (i % 64)
 			} else if weights[i] > 0 {
 				any = true
 			}
 		}
-		_, loads, latents := gauges(n, func(int) int { return r.IntN(6) })
+		gs, loads, latents := gauges(n, func(int) int { return r.IntN(6) })
+		if r.IntN(2) == 0 {
+			for i := range loads {
+				loads[i] = balance.Gauge{Word: &gs[i].inFlight.word, Shift: 2}
+			}
+		}
 		hash, bounded := balance.NewHash(weights, names(n), loads, 0), balance.NewHash(weights, names(n), loads, 1.25)
 		alias := balance.NewAlias(weights)
 		for name, pick := range map[string]func() int{
@@ -408,12 +437,16 @@ func TestHashMoreWeight(t *testing.T) {
 }
 
 func TestHashShares(t *testing.T) {
+	keys := make([]string, 200000)
+	for k := range keys {
+		keys[k] = fmt.Sprintf("tenant-%d@example.com", k)
+	}
 	for _, weights := range [][]float64{{1, 1}, {10, 5, 1, 1}, ramp(16), ramp(64), slices.Repeat([]float64{1}, 7)} {
 		_, loads, _ := gauges(len(weights), func(int) int { return 0 })
 		h := balance.NewHash(weights, names(len(weights)), loads, 0)
 		counts := make([]float64, len(weights))
-		for k := range 200000 {
-			counts[h.Pick(fmt.Sprintf("tenant-%d@example.com", k), nil)]++
+		for _, key := range keys {
+			counts[h.Pick(key, nil)]++
 		}
 		chiSquared(t, counts, weights)
 	}
@@ -537,14 +570,18 @@ func TestBoundIsNotTooLow(t *testing.T) {
 func TestPickAllocations(t *testing.T) {
 	for _, n := range []int{2, 16, 65, 1000} {
 		weights, skip := ramp(n), bits(n, 0)
-		_, loads, latents := gauges(n, func(i int) int { return 40 + i*5%13 })
+		load := func(i int) int { return 40 + i*5%13 }
+		_, loads, latents := gauges(n, load)
 		hash, bounded := balance.NewHash(weights, names(n), loads, 0), balance.NewHash(weights, names(n), loads, 1.25)
 		alias, adaptive := balance.NewAlias(weights), balance.NewAdaptive(weights, loads)
 		least, latency := balance.NewLeastInFlight(weights, loads), balance.NewLatency(weights, latents)
+		adaptiveOfWords, leastOfWords := balance.NewAdaptive(weights, words(n, load)), balance.NewLeastInFlight(weights, words(n, load))
 		if a := testing.AllocsPerRun(100, func() {
 			alias.DrawAmong(skip)
 			adaptive.Pick(true, skip)
 			least.Pick(true, skip)
+			adaptiveOfWords.Pick(true, nil)
+			leastOfWords.Pick(true, nil)
 			latency.Pick(true, skip)
 			hash.Pick("a key of some length", skip)
 			bounded.Pick("a key of some length", skip)

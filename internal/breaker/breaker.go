@@ -155,7 +155,8 @@ type Breaker struct {
 	set         Settings
 	cb          *gobreaker.TwoStepCircuitBreaker[struct{}]
 	stopped     bool
-	gen         uint64 // a permit of another generation is late. Changes when the breaker opens and when a probe ends
+	gen         uint64 // a permit of another generation is late. Changes when the breaker opens, when a probe ends, and with Retry
+	retries     uint64 // calls of Retry, before which a forced permit is of no use
 	window      window
 	consecutive int
 	cause       string
@@ -231,6 +232,7 @@ func (b *Breaker) Retry() {
 	b.mu.Lock()
 	before, now := b.State(), time.Now()
 	b.long.k = 0
+	b.retries++
 	switch {
 	case b.stopped:
 	case before == Closed:
@@ -258,8 +260,8 @@ func (b *Breaker) Ready() bool {
 type Permit struct {
 	b     *Breaker
 	probe func(error) // gobreaker's done, of a probe
-	gen   uint64
-	used  bool // guarded by b.mu
+	gen   uint64      // of a forced one, retries
+	used  bool        // guarded by b.mu
 
 	forced bool // it is Force's
 }
@@ -323,7 +325,7 @@ func (p *Permit) Done(o Outcome) {
 	}
 	b.mu.Lock()
 	before := b.State()
-	if p.forced && !p.used && !b.stopped && !b.off.Load() {
+	if p.forced && !p.used && p.gen == b.retries && !b.stopped && !b.off.Load() {
 		b.forcedLocked(o)
 	} else if !p.forced && !p.used && p.gen == b.gen && !b.stopped && !b.off.Load() {
 		if before == Closed {

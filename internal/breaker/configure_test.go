@@ -124,6 +124,48 @@ func TestRetryForgetsPermits(t *testing.T) {
 	})
 }
 
+// A breaker that was stopped stays as it is.
+func TestRetryAfterStop(t *testing.T) {
+	bubble(t, breaker.Settings{}, func(t *testing.T, b *breaker.Breaker) {
+		trip(t, b)
+		b.Stop()
+		before := b.Stats()
+		b.Retry()
+		time.Sleep(time.Second)
+		if after := b.Stats(); after != before {
+			t.Errorf("%+v, and it was %+v", after, before)
+		}
+	})
+}
+
+// What a forced permit of before Retry reports is about the old login too.
+func TestRetryForgetsForcedPermits(t *testing.T) {
+	for _, o := range []breaker.Outcome{ok, fault, long} {
+		bubble(t, breaker.Settings{Consecutive: 1}, func(t *testing.T, b *breaker.Breaker) {
+			closed := b.Force()
+			b.Retry()
+			closed.Done(o)
+			want(t, b, breaker.Closed)
+
+			trip(t, b)
+			early, open := b.Force(), b.Force()
+			early.Done(long)
+			want(t, b, breaker.Open)
+			b.Retry()
+			retry := b.RetryAt()
+			open.Done(o)
+			if !b.RetryAt().Equal(retry) {
+				t.Errorf("%v prolongs the opening by %v", o, b.RetryAt().Sub(retry))
+			}
+			untilHalfOpen(t, b)
+			now := b.Force()
+			now.Done(none)
+			report(t, b, ok, ok)
+			want(t, b, breaker.Closed)
+		})
+	}
+}
+
 // A refused login is known as one whatever state the breaker is in when a message that went past it says so, and somebody is told.
 func TestForcedLong(t *testing.T) {
 	for _, state := range []breaker.State{breaker.Open, breaker.HalfOpen, breaker.Probing} {

@@ -4,7 +4,11 @@ import "time"
 
 // Force is Allow for a caller who goes past an open breaker, because nearly all relays have one. What the message says of the relay counts all the same: a Success
 // ends the opening, so that the next message is a probe, a Long outcome prolongs it, and if the breaker has closed by then, it counts as any.
-func (b *Breaker) Force() Permit { return Permit{b: b, forced: true} }
+func (b *Breaker) Force() Permit {
+	b.mu.Lock()
+	defer b.mu.Unlock() // nothing was changed
+	return Permit{b: b, gen: b.retries, forced: true}
+}
 
 // forcedLocked takes the report of a message that was let past the breaker.
 func (b *Breaker) forcedLocked(o Outcome) {

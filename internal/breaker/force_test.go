@@ -5,6 +5,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/smtplb/smtplb/internal/breaker"
 )
 
@@ -63,4 +65,43 @@ func TestForce(t *testing.T) {
 			t.Fatalf("after Stop: %+v", s)
 		}
 	})
+}
+
+// A probe that finds the login refused says so, as a message does.
+func TestLongProbe(t *testing.T) {
+	bubble(t, breaker.Settings{}, func(t *testing.T, b *breaker.Breaker) {
+		trip(t, b)
+		untilHalfOpen(t, b)
+		report(t, b, long)
+		if s := b.Stats(); !b.Long() || s.Cause != "long" || time.Until(s.RetryAt) < 4*time.Minute {
+			t.Errorf("%+v", s)
+		}
+		untilHalfOpen(t, b)
+		report(t, b, fault) // the login is no longer what is wrong
+		if s := b.Stats(); b.Long() || s.Cause != "probe failed" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// What goes past a breaker that was switched off, or stopped, since then moves nothing.
+func TestForceIsTooLate(t *testing.T) {
+	for name, end := range map[string]func(b *breaker.Breaker){
+		"off":     func(b *breaker.Breaker) { b.Configure(breaker.Settings{Disabled: true}) },
+		"stopped": func(b *breaker.Breaker) { b.Stop() },
+	} {
+		for _, o := range []breaker.Outcome{ok, fault, long} {
+			bubble(t, breaker.Settings{Consecutive: 1}, func(t *testing.T, b *breaker.Breaker) {
+				trip(t, b)
+				late := b.Force()
+				end(b)
+				before := b.Stats()
+				late.Done(o)
+				time.Sleep(time.Second)
+				if diff := cmp.Diff(before, b.Stats()); diff != "" {
+					t.Errorf("%s, %v: %s", name, o, diff)
+				}
+			})
+		}
+	}
 }
