@@ -30,7 +30,7 @@ vet: ## go vet for other systems
 FUZZ = \
 	internal/reply:FuzzRead internal/reply:FuzzQueueID \
 	internal/session:FuzzEHLO \
-	internal/domain:FuzzParseAddress internal/domain:FuzzToASCII .:FuzzEnvelope \
+	internal/domain:FuzzParseAddress internal/domain:FuzzToASCII internal/domain:FuzzTable .:FuzzEnvelope \
 	.:FuzzParseRelay \
 	.:FuzzBody .:FuzzSendMail .:FuzzScanner .:FuzzSpill \
 	internal/verdict:FuzzJudge \

@@ -39,7 +39,7 @@ type Progress struct {
 	Finished int // of them, with a result that was handed out or is about to be
 	Invalid  int // envelopes that can't be sent (*EnvelopeError)
 
-	Accepted, Failed, Deferred, Unknown int // recipients of the finished ones
+	Accepted, Failed, Deferred, Unknown, Discarded int // recipients of the finished ones
 }
 
 // maxBulk is the most that DeliverAll has in flight by itself, maxInFlight what it can be told to.
@@ -252,6 +252,8 @@ func (b *bulk) note(r *Result) {
 				p.Deferred++
 			case Unknown:
 				p.Unknown++
+			case Discarded:
+				p.Discarded++
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/smtp"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,8 @@ import (
 type Config struct {
 	// Relays are the relays that mail leaves through: at least one, with distinct names.
 	Relays []Relay
+	// Routes say which relays serve which mail. nil: every relay serves every message.
+	Routes []Route
 	// Balancer chooses among the relays of a tier. nil: Adaptive().
 	Balancer Balancer
 	// Retry bounds the attempts for a message.
@@ -86,8 +89,10 @@ type Relay struct {
 	Weight int
 	// Tier orders groups of relays: mail goes to a tier only when no relay of a lower one can take it. Default: 0, the first. Negative is an error.
 	Tier int
-	// Tags are free words. Nothing looks at them yet.
+	// Tags are free words by which a Route can name the relay, together with others.
 	Tags []string
+	// RoutedOnly: the relay gets only mail that a Route sends there. Default: mail that no Route is for, too.
+	RoutedOnly bool
 
 	// TLS says how the conversation is encrypted. Default: TLSAuto.
 	TLS TLSMode
@@ -273,7 +278,7 @@ func (f *faults) add(path, format string, args ...any) {
 }
 
 // validate checks c and returns, for each relay, what the session needs, with all faults joined.
-func (c *Config) validate() ([]*session.Config, error) {
+func (c *Config) validate() (*checked, error) {
 	var f faults
 	if len(c.Relays) == 0 {
 		f.add("Relays", "at least one is needed")
@@ -315,7 +320,13 @@ func (c *Config) validate() ([]*session.Config, error) {
 		}
 		names[r.name()] = i
 	}
-	return sessions, errors.Join(f...)
+	table := c.validateRoutes(&f)
+	if err := errors.Join(f...); err != nil {
+		return nil, err
+	}
+	own := *c
+	own.Relays, own.Routes = slices.Clone(c.Relays), slices.Clone(c.Routes)
+	return &checked{Config: &own, sessions: sessions, table: table}, nil
 }
 
 func (r *Relay) name() string {

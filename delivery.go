@@ -19,7 +19,10 @@ import (
 type delivery struct {
 	pool    *Pool
 	fleet   *fleet // from whose relays it chooses; see move
-	moved   bool   // it was another one when an attempt was made
+	route   *route // of its recipients, in fleet
+	group   *group // the route's
+	torn    bool   // its recipients have no route in common any more
+	moved   bool   // it was another fleet when an attempt was made
 	hasty   bool   // it has waited for DNS, see resolve
 	env     *Envelope
 	msg     message
@@ -44,6 +47,7 @@ type delivery struct {
 
 	// Which relays may still be tried, by their number in fleet.
 	tried, denied, again Bitset
+	outside              Bitset // relays of group to which not all of the recipients' routes lead
 	lanes                Bitset // the lanes of those that may take it now, by their member
 	skip, skipBuf        Bitset // of the tier that lanes is about
 	candidates           int    // relays that could be tried now, in any tier; see count
@@ -85,6 +89,7 @@ type recipient struct {
 	refusals   int // relays whose policy refuses it, or the message, for good
 	ambiguous  bool
 	greylisted bool
+	wait       time.Duration // of a deferred one: until it is worth another try
 }
 
 var deliveries = sync.Pool{New: func() any { return new(delivery) }}
@@ -103,15 +108,15 @@ func newDelivery(p *Pool, e *Envelope) *delivery {
 
 // man makes the bitsets for a fleet.
 func (d *delivery) man(f *fleet) {
-	d.fleet = f
+	d.fleet, d.route, d.group = f, f.standard, f.standard.group
 	n, lanes := words(len(f.relays)), words(len(f.byLane))
-	if all := 4*n + lanes; all > cap(d.bits) {
+	if all := 5*n + lanes; all > cap(d.bits) {
 		d.bits = make(Bitset, all)
 	} else {
 		d.bits = d.bits[:all]
 		clear(d.bits)
 	}
-	d.tried, d.denied, d.again, d.skipBuf, d.lanes = d.bits[:n], d.bits[n:2*n], d.bits[2*n:3*n], d.bits[3*n:4*n], d.bits[4*n:]
+	d.tried, d.denied, d.again, d.skipBuf, d.outside, d.lanes = d.bits[:n], d.bits[n:2*n], d.bits[2*n:3*n], d.bits[3*n:4*n], d.bits[4*n:5*n], d.bits[5*n:]
 }
 
 // move lets d choose from the pool's present fleet, if that was changed since. What it tried, it doesn't try again, but for relays that are reached in another way now: it may have tried the old
@@ -136,7 +141,7 @@ func (d *delivery) move() {
 		}
 	}
 	d.man(f)
-	d.moved = d.made > 0
+	d.moved = d.moved || d.made > 0 // or it was in the whole of which d is a part
 	for _, r := range f.relays {
 		if slices.Contains(tried, ways{r.standing, r.session}) {
 			d.tried.add(r.index)
@@ -145,6 +150,7 @@ func (d *delivery) move() {
 			d.again.add(r.index)
 		}
 	}
+	d.torn = !d.follow()
 }
 
 // free forgets everything that belongs to the caller, and gives d back.
@@ -269,18 +275,11 @@ func (d *delivery) decide(x *recipient, o Outcome) {
 	d.pending--
 }
 
-// finish settles what is pending, and makes the receipt. cause is why no more was tried; nil where all relays that may take the
-// message had their say.
-func (d *delivery) finish(cause error) (*Receipt, error) {
-	r, against := d.receipt, -1
-	var wait time.Duration
-	all := true
+// conclude settles what is pending. cause is why no more was tried; nil where all relays that may take the message had their say.
+func (d *delivery) conclude(cause error) {
+	against := -1
 	if cause == nil {
 		d.retryAfter = d.soonest()
-	}
-	r.Recipients = r.rcpt1[:0]
-	if len(d.entry) > 1 {
-		r.Recipients = make([]RecipientResult, 0, len(d.entry))
 	}
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
@@ -289,7 +288,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 				against = d.against()
 			}
 			switch {
-			case cause == nil && !d.moved && x.refusals+against >= len(d.fleet.relays) && !d.fleet.unnamed(): // of relays that came and went nobody knows
+			case cause == nil && !d.moved && x.refusals+against >= len(d.group.relays) && !d.group.unnamed(): // of relays that came and went nobody knows
 				d.decide(x, Failed)
 			default:
 				d.decide(x, Deferred)
@@ -301,6 +300,20 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 				x.err = d.incapable()
 			}
 		}
+		if x.outcome == Deferred && x.wait == 0 {
+			x.wait = d.waitFor(x)
+		}
+	}
+}
+
+// finish makes the receipt of a delivery that is over, because of cause, or because the relays' words decided.
+func (d *delivery) finish(cause error) (*Receipt, error) {
+	r := d.receipt
+	var wait time.Duration
+	all := true
+	r.Recipients = r.rcpt1[:0]
+	if len(d.entry) > 1 {
+		r.Recipients = make([]RecipientResult, 0, len(d.entry))
 	}
 	for i, n := range d.entry {
 		x := &d.rcpts[n]
@@ -313,7 +326,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 			result.QueueID = reply.QueueID(x.reply.Text)
 		case Deferred:
 			all = false
-			result.RetryAfter = d.waitFor(x)
+			result.RetryAfter = x.wait
 			wait = max(wait, result.RetryAfter)
 		default:
 			all = false
@@ -336,7 +349,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 // against counts the relays that weren't tried because they can't take such a message.
 func (d *delivery) against() int {
 	n := 0
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if !d.tried.Has(r.index) && r.lacks(d) != nil {
 			n++
 		}
@@ -347,7 +360,7 @@ func (d *delivery) against() int {
 // soonest is when the first relay can be used again, 0 where one can now.
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		at := r.retryAt()
 		if at.IsZero() {
 			return 0
@@ -362,7 +375,7 @@ func (d *delivery) soonest() time.Duration {
 // incapable tells what no relay can do.
 func (d *delivery) incapable() error {
 	var why []string
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if err := r.lacks(d); err != nil && len(why) < 3 {
 			why = append(why, r.name+": "+err.Error())
 		}

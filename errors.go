@@ -26,12 +26,14 @@ var (
 	ErrUnknown = errors.New("smtplb: outcome unknown")
 	// ErrPartial: some recipients were accepted and others were not.
 	ErrPartial = errors.New("smtplb: not all recipients accepted")
+	// ErrDiscarded: the recipients who weren't accepted were Discarded by a Route, at least one. There is nothing to be done about them.
+	ErrDiscarded = errors.New("smtplb: discarded by a route")
 )
 
 // SendError is the error of a send whose envelope was in order, but not accepted for every recipient.
 //
 // errors.Is answers with the classes above: ErrUnknown if any recipient's outcome is unknown; ErrPartial if some were accepted;
-// and only if nobody was accepted and nobody is unknown, ErrPermanent (all failed) or ErrTemporary. So a caller who sends the whole
+// and only if nobody was accepted and nobody is unknown, ErrPermanent (all failed, but for those that were discarded) or ErrTemporary. ErrDiscarded matches where nobody failed, was deferred or is unknown. So a caller who sends the whole
 // message again on ErrTemporary never sends twice. ErrNoRelay, ErrThrottled and ErrClosed match in addition, where that
 // is why, and so do the errors of the caller's context. errors.As finds the *RelayError of each recipient and attempt. It finds a *textproto.Error
 // of class 5 only where the send matches ErrPermanent, one of class 4 where it is worth another try, and none where the outcome is unknown, so that code
@@ -55,7 +57,7 @@ func (e *SendError) Error() string {
 		b.WriteString(e.Receipt.Recipients[0].Outcome.String())
 	} else {
 		sep := ""
-		for o := Accepted; o <= Unknown; o++ {
+		for o := Accepted; o <= Discarded; o++ {
 			if k := e.Receipt.Count(o); k > 0 {
 				fmt.Fprintf(&b, "%s%d of %d %v", sep, k, n, o)
 				sep = ", "
@@ -104,16 +106,18 @@ func (e *SendError) distinct() []error {
 // Is tells the error's classes.
 func (e *SendError) Is(target error) bool {
 	accepted, unknown := e.Receipt.Count(Accepted), e.Receipt.Count(Unknown)
-	deferred := e.Receipt.Count(Deferred)
+	deferred, failed := e.Receipt.Count(Deferred), e.Receipt.Count(Failed)
 	switch target {
 	case ErrUnknown:
 		return unknown > 0
 	case ErrPartial:
 		return accepted > 0
 	case ErrPermanent:
-		return accepted == 0 && unknown == 0 && deferred == 0
+		return accepted == 0 && unknown == 0 && deferred == 0 && failed > 0
 	case ErrTemporary:
 		return accepted == 0 && unknown == 0 && deferred > 0
+	case ErrDiscarded:
+		return unknown == 0 && deferred == 0 && failed == 0
 	case ErrThrottled:
 		return e.throttled && deferred > 0
 	}
@@ -189,6 +193,20 @@ func (e *RelayError) As(target any) bool {
 		return true
 	}
 	return false
+}
+
+// RouteError says that a Route of the configuration decided what became of a recipient. No relay was asked.
+type RouteError struct {
+	Route  string // its name
+	Reason string // Route.Text
+}
+
+// Error tells the route and its reason.
+func (e *RouteError) Error() string {
+	if e.Reason == "" {
+		return "route " + e.Route
+	}
+	return "route " + e.Route + ": " + e.Reason
 }
 
 // EnvelopeError says that an envelope can't be sent by any relay. It matches ErrPermanent; nothing was sent.

@@ -356,3 +356,45 @@ func ExamplePool_Update() {
 	// relay-1 removed
 	// fresh added
 }
+
+// Mail to Gmail leaves by relays of its own, and so do newsletters, whoever they are for; the recipients of one message may leave by several.
+func ExampleRoute() {
+	a, b, c := smtptest.NewServer(), smtptest.NewServer(), smtptest.NewServer()
+	for _, s := range []*smtptest.Server{a, b, c} {
+		defer s.Close()
+	}
+	pool, err := smtplb.New(smtplb.Config{
+		Relays: []smtplb.Relay{
+			{Name: "office", Addr: a.Addr},
+			{Name: "for-gmail", Addr: b.Addr, Tags: []string{"gmail"}, RoutedOnly: true}, // nothing else goes there
+			{Name: "newsletters", Addr: c.Addr, RoutedOnly: true},
+		},
+		Routes: []smtplb.Route{
+			{Name: "gmail", Recipients: []string{"gmail.com", "googlemail.com"}, Tags: []string{"gmail"}},
+			{Name: "news", Streams: []string{"newsletter"}, Relays: []string{"newsletters"}},
+			{Name: "gmail's news", Recipients: []string{"gmail.com", "googlemail.com"}, Streams: []string{"newsletter"}, Relays: []string{"newsletters"}},
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	for _, stream := range []string{"", "newsletter"} {
+		receipt, err := pool.Deliver(context.Background(), &smtplb.Envelope{
+			From: "shop@example.com", To: []string{"ann@gmail.com", "bob@example.org"}, Stream: stream,
+			Body: smtplb.Bytes([]byte("From: shop@example.com\r\nSubject: Hello\r\n\r\nHello.\r\n")),
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		for _, r := range receipt.Recipients {
+			fmt.Println(r.Addr, r.Outcome, "by", r.Relay)
+		}
+	}
+	// Output:
+	// ann@gmail.com accepted by for-gmail
+	// bob@example.org accepted by office
+	// ann@gmail.com accepted by newsletters
+	// bob@example.org accepted by newsletters
+}

@@ -14,6 +14,8 @@ import (
 // Plan is what Explain found. It holds neither recipients nor credentials.
 type Plan struct {
 	Time       time.Time
+	Route      string         // the name of the Route that counts; "" where none does
+	Decided    Outcome        // what that Route settles without a relay: Failed, Deferred or Discarded; the zero Outcome where it is for relays to say
 	Tier       int            // of the candidates
 	Candidates []PlanRelay    // one of them is tried first; the likeliest comes first
 	Skipped    []SkippedRelay // the others
@@ -25,6 +27,8 @@ type Plan struct {
 	Hopeless   bool           // there is no candidate because no relay offers what the message needs: it would fail
 	NextChance time.Time      // where there is no candidate: when a relay may be tried again; zero where that is not known
 	RetryAfter time.Duration  // what Deliver's error would say then
+	Recipients int            // that the plan is for
+	Others     []Plan         // of the recipients who leave by other routes
 }
 
 // PlanRelay is a relay that a message may be handed to now.
@@ -73,15 +77,51 @@ func (p *Pool) Explain(ctx context.Context, e *Envelope) (Plan, error) {
 	if err := d.checkAddresses(); err != nil {
 		return Plan{}, err
 	}
-	return d.plan(time.Now()), nil
+	if err := d.checkTogether(); err != nil {
+		return Plan{}, err
+	}
+	plans := d.plans(time.Now())
+	if len(plans) > 1 {
+		plans[0].Others = plans[1:]
+	}
+	return plans[0], nil
+}
+
+// plans tells how each part of d would be sent. Its body was not read.
+func (d *delivery) plans(now time.Time) (list []Plan) {
+	ruled := make(map[*route]int) // what its plan is in list, and one more
+	d.obey()
+	for i := range d.rcpts {
+		x := &d.rcpts[i]
+		if x.outcome == 0 {
+			continue
+		}
+		r := d.routeOf(x)
+		if ruled[r] == 0 {
+			list = append(list, Plan{Time: now, Route: r.name, Decided: x.outcome, Then: r.text})
+			ruled[r] = len(list)
+		}
+		list[ruled[r]-1].Recipients++
+	}
+	switch {
+	case d.pending == 0:
+		return list
+	case d.follow():
+		return append(list, d.plan(now))
+	}
+	for _, x := range d.parts() {
+		list = append(list, x.plan(now))
+		x.free()
+	}
+	return list
 }
 
 // plan tells how d would be sent. Its body was not read.
 func (d *delivery) plan(now time.Time) Plan {
-	plan := Plan{Time: now}
+	plan := Plan{Time: now, Route: d.route.name, Recipients: d.pending}
 	d.place.Bulk = d.fleet.streams[d.env.Stream].Bulk
 	chosen := d.choose()
-	full := func(r *relay) bool { return d.skip.Has(r.index - chosen.first) }
+	full := func(r *relay) bool { return d.skip.Has(chosen.at(r)) }
 	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.member) }
 	if chosen != nil {
 		plan.Tier = chosen.number
@@ -94,13 +134,13 @@ func (d *delivery) plan(now time.Time) Plan {
 			plan.MaxWait, plan.Then = d.patience(chosen)
 		}
 	}
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if !named(r) || full(r) && !plan.Waits {
 			continue
 		}
 		c := d.pool.conns.Stats(r.lane)
 		x := PlanRelay{
-			Name: r.name, Tier: chosen.number, Weight: r.weight, Slow: r.slow(), EffectiveWeight: chosen.picks.Load().weights[r.index-chosen.first],
+			Name: r.name, Tier: chosen.number, Weight: r.weight, Slow: r.slow(), EffectiveWeight: chosen.picks.Load().weights[chosen.at(r)],
 			InFlight: c.Held, Limit: r.Limit(), Idle: c.Idle,
 		}
 		x.Note = d.note(r)
@@ -109,7 +149,7 @@ func (d *delivery) plan(now time.Time) Plan {
 	if chosen != nil {
 		plan.shares(d, chosen)
 	}
-	for _, t := range d.fleet.tiers {
+	for _, t := range d.group.tiers {
 		for _, r := range t.relays {
 			switch {
 			case !named(r):
@@ -123,7 +163,7 @@ func (d *delivery) plan(now time.Time) Plan {
 			}
 		}
 	}
-	for _, s := range d.fleet.sources {
+	for _, s := range d.group.sources {
 		if text, next := s.trouble(); text != "" {
 			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: d.fleet.config.tierOf(s.name), Why: strings.TrimPrefix(text, s.name+": "), Until: next})
 		}
@@ -270,7 +310,7 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	x.Why = fmt.Sprintf("tier %d can take it", chosen.number)
-	if d.fleet.tierOf(r).number == chosen.number {
+	if r.tier == chosen.number {
 		x.Why = "a server to which DNS gives priority can take it"
 	}
 	return x
@@ -308,44 +348,59 @@ func (g *gate) isShut() bool {
 // String tells the plan in lines for people.
 func (p Plan) String() string {
 	var b strings.Builder
+	p.write(&b, p.Route != "" || len(p.Others) > 0)
+	return b.String()
+}
+
+// write writes the plan's lines, and those of the others. routed: the first tells of the route.
+func (p *Plan) write(b *strings.Builder, routed bool) {
+	if routed {
+		fmt.Fprintf(b, "route %s, %d recipients: ", cmp.Or(p.Route, "of all that no Route is for"), p.Recipients)
+	}
 	switch {
+	case p.Decided != 0:
+		fmt.Fprintf(b, "%v, without a relay", p.Decided)
+		if p.Then != "" {
+			b.WriteString(": " + p.Then)
+		}
+		b.WriteString("\n")
 	case p.Hopeless:
 		b.WriteString("no relay can take it:\n")
 	case len(p.Candidates) == 0 && p.NextChance.IsZero():
 		b.WriteString("no relay can take it now:\n")
 	case len(p.Candidates) == 0:
-		fmt.Fprintf(&b, "no relay can take it before %s:\n", p.NextChance.Format(time.TimeOnly))
+		fmt.Fprintf(b, "no relay can take it before %s:\n", p.NextChance.Format(time.TimeOnly))
 	case p.MaxWait > 0:
-		fmt.Fprintf(&b, "waits for the first free connection, tier %d; after %v it %s:\n", p.Tier, p.MaxWait, p.Then)
+		fmt.Fprintf(b, "waits for the first free connection, tier %d; after %v it %s:\n", p.Tier, p.MaxWait, p.Then)
 	case p.Waits:
-		fmt.Fprintf(&b, "waits for the first free connection, tier %d:\n", p.Tier)
+		fmt.Fprintf(b, "waits for the first free connection, tier %d:\n", p.Tier)
 	case len(p.Candidates) > 1 && p.By != byWeight && p.By != byBoth:
-		fmt.Fprintf(&b, "goes out now, tier %d, by %s:\n", p.Tier, p.By)
+		fmt.Fprintf(b, "goes out now, tier %d, by %s:\n", p.Tier, p.By)
 	default:
-		fmt.Fprintf(&b, "goes out now, tier %d:\n", p.Tier)
+		fmt.Fprintf(b, "goes out now, tier %d:\n", p.Tier)
 	}
 	if p.Panics {
 		b.WriteString("so much of the tier is sick that circuit breakers are ignored\n")
 	}
 	told := slices.ContainsFunc(p.Candidates, func(x PlanRelay) bool { return x.Share > 0 })
 	for _, x := range p.Candidates {
-		fmt.Fprintf(&b, "  %s: ", x.Name)
+		fmt.Fprintf(b, "  %s: ", x.Name)
 		if told {
-			fmt.Fprintf(&b, "%.3g %%, ", 100*x.Share)
+			fmt.Fprintf(b, "%.3g %%, ", 100*x.Share)
 		}
-		fmt.Fprintf(&b, "weight %.3g", x.EffectiveWeight)
+		fmt.Fprintf(b, "weight %.3g", x.EffectiveWeight)
 		if x.EffectiveWeight != float64(x.Weight) {
-			fmt.Fprintf(&b, " (configured: %d", x.Weight)
+			fmt.Fprintf(b, " (configured: %d", x.Weight)
 			if x.Slow > 0 {
-				fmt.Fprintf(&b, "; slow %.0f×", x.Slow)
+				fmt.Fprintf(b, "; slow %.0f×", x.Slow)
 			}
 			b.WriteByte(')')
 		}
-		fmt.Fprintf(&b, ", %d", x.InFlight)
+		fmt.Fprintf(b, ", %d", x.InFlight)
 		if x.Limit > 0 {
-			fmt.Fprintf(&b, " of %d", x.Limit)
+			fmt.Fprintf(b, " of %d", x.Limit)
 		}
-		fmt.Fprintf(&b, " connections in use, %d idle", x.Idle)
+		fmt.Fprintf(b, " connections in use, %d idle", x.Idle)
 		if x.Note != "" {
 			b.WriteString("; " + x.Note)
 		}
@@ -355,11 +410,13 @@ func (p Plan) String() string {
 		b.WriteString("not now:\n")
 	}
 	for _, x := range p.Skipped {
-		fmt.Fprintf(&b, "  %s: %s", x.Name, x.Why)
+		fmt.Fprintf(b, "  %s: %s", x.Name, x.Why)
 		if x.Failover {
 			b.WriteString(" (can be tried afterwards)")
 		}
 		b.WriteString("\n")
 	}
-	return b.String()
+	for i := range p.Others {
+		p.Others[i].write(b, true)
+	}
 }

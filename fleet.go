@@ -10,20 +10,18 @@ import (
 	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
-	"github.com/smtplb/smtplb/internal/session"
 )
 
 // fleet is the relays of one configuration, ready for use. It does not change, but for its tiers' pickers and panics; Update puts another one in its place. A send looks
 // at the pool's fleet anew for each turn.
 type fleet struct {
-	config   *Config
-	sessions []*session.Config // of config.Relays
-	sources  []*source         // of those whose relays are found in DNS, in their order
+	config *checked
 
-	relays   []*relay // by tier
+	group    // all relays
+	ways     // the routes to them
+	groups   []*group
 	byName   map[string]*relay
 	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
-	tiers    []*tier
 	balancer Balancer
 	attempts int // for one message at the most
 	streams  streams
@@ -35,9 +33,17 @@ type fleet struct {
 	health   Health // without zeros
 }
 
-// tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of fleet.relays.
+// group is relays among which a message's are chosen.
+type group struct {
+	relays  []*relay // by tier
+	members Bitset   // the same, by their number in the fleet
+	tiers   []*tier
+	sources []*source // of those that are found in DNS, in the order of Config.Relays
+}
+
+// tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of its group's.
 type tier struct {
-	first  int
+	first  int // in the group's relays
 	relays []*relay
 	number int         // Relay.Tier
 	within int         // 0: the first priority, with which the relays are whose Addr says where they are
@@ -97,23 +103,25 @@ func (t *tier) build(b Balancer, weights []float64) (err error) {
 
 // reweigh makes new pickers where a relay's weight is not what it was; where the balancer makes none, the old one stays. One goroutine at a time runs it (see keeper).
 func (p *Pool) reweigh(f *fleet) {
-	for _, t := range f.tiers {
-		weights, is := t.weigh(), t.picks.Load()
-		if slices.Equal(weights, is.weights) {
-			continue
-		}
-		if err := t.build(f.balancer, weights); err != nil {
-			t.picks.Store(&picks{is.picker, weights}) // for these it isn't asked again
-			p.log(context.Background(), slog.LevelError, "no new picker", slog.Int("tier", t.number), slog.String("error", err.Error()))
+	for _, g := range f.groups {
+		for _, t := range g.tiers {
+			weights, is := t.weigh(), t.picks.Load()
+			if slices.Equal(weights, is.weights) {
+				continue
+			}
+			if err := t.build(f.balancer, weights); err != nil {
+				t.picks.Store(&picks{is.picker, weights}) // for these it isn't asked again
+				p.log(context.Background(), slog.LevelError, "no new picker", slog.Int("tier", t.number), slog.String("error", err.Error()))
+			}
 		}
 	}
 }
 
 // assemble makes a fleet of a valid configuration. A relay that stands in old too, by its name, keeps its standing; for the others lanes are added, which are removed again where
 // there is an error.
-func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *fleet, err error) {
+func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 	f = &fleet{
-		config: c, sessions: sessions, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
+		config: c, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
 		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
 	}
 	specs := p.expand(f, old)
@@ -138,7 +146,7 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 	for _, s := range specs {
 		cfg := s.relay
 		r := &relay{
-			index: len(f.relays), configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
+			index: len(f.relays), tier: cfg.Tier, within: s.within, configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
 			noRiding: cfg.NoRiding, chunking: cfg.Chunking, resolver: c.Resolver,
 			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: s.session,
 		}
@@ -157,22 +165,32 @@ func (p *Pool) assemble(c *Config, sessions []*session.Config, old *fleet) (f *f
 			f.byLane = append(f.byLane, make([]*relay, r.member+1-len(f.byLane))...)
 		}
 		f.byLane[r.member] = r
-		if n := len(f.tiers); n == 0 || f.tiers[n-1].number != cfg.Tier || f.tiers[n-1].within != s.within {
-			f.tiers = append(f.tiers, &tier{first: r.index, number: cfg.Tier, within: s.within})
-		}
 	}
-	for i, t := range f.tiers {
-		end := len(f.relays)
-		if i+1 < len(f.tiers) {
-			end = f.tiers[i+1].first
-		}
-		t.relays = f.relays[t.first:end:end]
-		if err := t.build(f.balancer, t.weigh()); err != nil {
-			p.forget(f, old)
-			return nil, err
-		}
+	if err := f.direct(f.balancer, c); err != nil {
+		p.forget(f, old)
+		return nil, err
 	}
 	return f, nil
+}
+
+// arrange makes the tiers of the group's relays, and their pickers.
+func (g *group) arrange(b Balancer) error {
+	for i, r := range g.relays {
+		if n := len(g.tiers); n == 0 || g.tiers[n-1].number != r.tier || g.tiers[n-1].within != r.within {
+			g.tiers = append(g.tiers, &tier{first: i, number: r.tier, within: r.within})
+		}
+	}
+	for i, t := range g.tiers {
+		end := len(g.relays)
+		if i+1 < len(g.tiers) {
+			end = g.tiers[i+1].first
+		}
+		t.relays = g.relays[t.first:end:end]
+		if err := t.build(b, t.weigh()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // named returns the relay of that name, nil where there is none.
@@ -193,15 +211,18 @@ func (f *fleet) ofLane(number int) *relay {
 	return nil
 }
 
-// tierOf returns the tier of one of the fleet's relays.
-func (f *fleet) tierOf(r *relay) *tier {
-	for _, t := range f.tiers {
-		if r.index < t.first+len(t.relays) {
+// tierOf returns the tier of one of the group's relays.
+func (g *group) tierOf(r *relay) *tier {
+	for _, t := range g.tiers {
+		if t.number == r.tier && t.within == r.within {
 			return t
 		}
 	}
 	return nil
 }
+
+// at is where in the tier's relays one of them stands.
+func (t *tier) at(r *relay) int { return slices.Index(t.relays, r) }
 
 // forget lets go of the relays of f that are not in kept.
 func (p *Pool) forget(f, kept *fleet) {

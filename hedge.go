@@ -243,7 +243,7 @@ func (l *leg) rethrow() {
 func (a *attempt) connect(ctx context.Context) *session.End {
 	d := a.d
 	if !d.fleet.hedging || a.repeat || a.number >= d.fleet.attempts || a.relay.name == d.prefer || a.relay.breaker.State() != breaker.Closed ||
-		len(d.fleet.tierOf(a.relay).relays) < 2 || a.pool.ctx.Err() != nil {
+		len(d.group.tierOf(a.relay).relays) < 2 || a.pool.ctx.Err() != nil {
 		return a.dial(ctx)
 	}
 	a.pool.hedges.dialled()
@@ -340,7 +340,7 @@ func (a *attempt) leave(ctx context.Context) *session.End {
 // hedge asks another relay of the tier too: one that is well, wasn't tried, and has a free connection; if it can be one that has an idle connection, which wins then.
 func (a *attempt) hedge(ctx context.Context) *leg {
 	d, p := a.d, a.pool
-	t := d.fleet.tierOf(a.relay)
+	t := d.group.tierOf(a.relay)
 	skip := d.skipBuf[:words(len(t.relays))]
 	for _, wantIdle := range [...]bool{true, false} {
 		found := false

@@ -1,14 +1,17 @@
 package smtplb
 
 import (
+	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/domain"
 )
 
-// This file holds what is allowed: attempts, connections, and which relay is left alone for which sender.
+// This file holds what is allowed: attempts, connections, which relays serve which mail, and which relay is left alone for which sender.
 
 // Retry bounds the attempts for one message.
 type Retry struct {
@@ -36,6 +39,193 @@ func (r Retry) validate(f *faults) {
 }
 
 const defaultAttempts = 3
+
+// Route says which relays serve some of the mail. It is for the recipients whom one of its Recipients matches, in messages whose sender one of its Senders, and whose Stream one of its Streams
+// matches; the mail goes to the relays of its group, with their tiers, and to no others, whatever happens.
+//
+// Of several Routes that match, the most specific counts: first by recipient (an address, then a domain, then the wildcard with the most labels, then everybody), then likewise by sender, then by stream. Their
+// order has no meaning. Recipients whom no Route matches go to all relays but those that are RoutedOnly.
+//
+// A message whose recipients leave by the groups of several Routes is sent to each group apart, at the same time, and the Receipt has what became of each recipient, in the envelope's order. With
+// Envelope.RequireAll it goes in one piece to a relay that is in all of these groups; it is an error if there is none.
+type Route struct {
+	// Name says which route is meant in errors and plans. Default: its place in Config.Routes: "Routes[2]".
+	Name string
+	// Recipients are patterns of recipients: "example.com" (everybody in that domain), "*.example.com" (in all its subdomains, however deep, but not in the domain itself), "*" (everybody), or an
+	// address, "user@example.com". Case doesn't matter in domains, and internationalised names match in both their forms. nil: everybody.
+	Recipients []string
+	// Senders are patterns of the domain of Envelope.From, as in Recipients, without addresses; "<>" is the null sender. nil: any, the null sender included.
+	Senders []string
+	// Streams are values of Envelope.Stream; "" is that of envelopes that name none. nil: any.
+	Streams []string
+
+	// Relays and Tags name the group: it is the relays that have one of these names, or at least one of these tags. It must have a relay, unless there is an Action.
+	Relays []string
+	Tags   []string
+
+	// Action is what becomes of the mail. Default: it is delivered through the group.
+	Action RouteAction
+	// Text says why, for an Action other than RouteDeliver: "5.7.1 no mail for this domain". It stands in the recipients' errors.
+	Text string
+
+	_ struct{}
+}
+
+// RouteAction is what a Route does with its mail.
+type RouteAction uint8
+
+const (
+	// RouteDeliver: a relay of the group takes it over.
+	RouteDeliver RouteAction = iota
+	// RouteFail: its recipients have Failed. No relay is asked.
+	RouteFail
+	// RouteDefer: its recipients are Deferred, and may be tried again when the configuration is another.
+	RouteDefer
+	// RouteDiscard: its recipients are Discarded: the message goes nowhere.
+	RouteDiscard
+)
+
+// routeName is how the i-th route is called.
+func (c *Config) routeName(i int) string {
+	if name := c.Routes[i].Name; name != "" {
+		return name
+	}
+	return fmt.Sprintf("Routes[%d]", i)
+}
+
+// validateRoutes adds the faults of the routes to f, and returns them as a table.
+func (c *Config) validateRoutes(f *faults) *domain.Table {
+	relays, tags := make(map[string]bool), make(map[string]bool)
+	open := false // a relay takes what no route is for
+	for i := range c.Relays {
+		r := &c.Relays[i]
+		relays[r.name()] = true
+		for _, tag := range r.Tags {
+			tags[tag] = true
+		}
+		open = open || !r.RoutedOnly
+	}
+	var rules []domain.Rule
+	var places []rulePlace // of rules
+	names := make(map[string]int)
+	for i := range c.Routes {
+		x, path := &c.Routes[i], fmt.Sprintf("Routes[%d]", i)
+		x.validate(path, relays, tags, f)
+		if x.Name != "" {
+			if first, ok := names[x.Name]; ok {
+				f.add(path+".Name", "%q is the name of Routes[%d] too", x.Name, first)
+			}
+			names[x.Name] = i
+		}
+		for r, rcpt := range orAny(x.Recipients) {
+			open = open || rcpt == "*" && x.Senders == nil && x.Streams == nil
+			for s, sender := range orAny(x.Senders) {
+				for t, stream := range orAny(x.Streams) {
+					if x.Streams == nil {
+						stream = ""
+					}
+					rules = append(rules, domain.Rule{Recipient: rcpt, Sender: sender, Stream: stream, Value: int32(i)})
+					places = append(places, rulePlace{i, r, s, t})
+				}
+			}
+		}
+	}
+	if !open && len(c.Relays) > 0 {
+		f.add("Relays", "all are RoutedOnly, and no Route is for everybody: there is mail that would go nowhere")
+	}
+	if len(rules) == 0 {
+		return nil
+	}
+	table, wrong := domain.NewTable(rules)
+	told := make(map[string]bool) // a pattern stands in as many rules as there are of the others
+	for _, w := range wrong {
+		at := places[w.Rule]
+		path, reason := at.path(w.Field), w.Reason
+		if w.Same >= 0 {
+			if path = fmt.Sprintf("Routes[%d]", at.route); c.Routes[at.route].Recipients != nil {
+				path = at.path("Recipient")
+			}
+			reason = fmt.Sprintf("is for the same mail as Routes[%d]", places[w.Same].route)
+		}
+		if !told[path+reason] {
+			told[path+reason] = true
+			f.add(path, "%s", reason)
+		}
+	}
+	return table
+}
+
+// rulePlace is where a rule of the table comes from.
+type rulePlace struct{ route, recipient, sender, stream int }
+
+func (at rulePlace) path(field string) string {
+	n := at.recipient
+	switch field {
+	case "Sender":
+		n = at.sender
+	case "Stream":
+		n = at.stream
+	}
+	return fmt.Sprintf("Routes[%d].%ss[%d]", at.route, field, n)
+}
+
+// anything is the pattern that a list stands for that isn't there.
+var anything = []string{"*"}
+
+func orAny(patterns []string) []string {
+	if patterns == nil {
+		return anything
+	}
+	return patterns
+}
+
+// validate adds the route's own faults to f: it may name the relays and tags that there are.
+func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
+	if strings.ContainsFunc(x.Name, isControl) || len(x.Name) > 255 {
+		f.add(path+".Name", "control characters, or more than 255 bytes")
+	}
+	for _, l := range []struct {
+		field string
+		list  []string
+	}{{"Recipients", x.Recipients}, {"Senders", x.Senders}, {"Streams", x.Streams}} {
+		if l.list != nil && len(l.list) == 0 {
+			f.add(path+"."+l.field, "is empty; nil stands for all")
+		}
+		for n, s := range l.list {
+			if s == "" {
+				f.add(fmt.Sprintf("%s.%s[%d]", path, l.field, n), "is empty")
+			}
+		}
+	}
+	for n, s := range x.Streams {
+		if len(s) > maxStream || strings.ContainsFunc(s, isControl) {
+			f.add(fmt.Sprintf("%s.Streams[%d]", path, n), "control characters, or more than %d bytes", maxStream)
+		}
+	}
+	for n, name := range x.Relays {
+		if !relays[name] {
+			f.add(fmt.Sprintf("%s.Relays[%d]", path, n), "no relay is called %q", name)
+		}
+	}
+	for n, tag := range x.Tags {
+		if !tags[tag] {
+			f.add(fmt.Sprintf("%s.Tags[%d]", path, n), "no relay has the tag %q", tag)
+		}
+	}
+	switch {
+	case x.Action > RouteDiscard:
+		f.add(path+".Action", "%d is none", x.Action)
+	case x.Action != RouteDeliver && len(x.Relays)+len(x.Tags) > 0:
+		f.add(path+".Action", "goes without Relays and Tags: no relay gets this mail")
+	case x.Action == RouteDeliver && len(x.Relays)+len(x.Tags) == 0:
+		f.add(path+".Relays", "names no relay, nor does Tags")
+	case x.Action == RouteDeliver && x.Text != "":
+		f.add(path+".Text", "is for an Action other than RouteDeliver")
+	}
+	if strings.ContainsFunc(x.Text, isControl) || len(x.Text) > 500 {
+		f.add(path+".Text", "control characters, or more than 500 bytes")
+	}
+}
 
 // Conns limits a relay's connections. Zero fields mean the default, negative ones no limit (MaxIdle: none is kept).
 type Conns struct {

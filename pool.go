@@ -47,7 +47,7 @@ var errNotMade = errors.New("smtplb: the Pool was not made by New")
 // New makes a pool. It checks c whole, and returns all its faults joined, each a *ConfigError with its path. It connects to nothing and
 // starts no goroutine.
 func New(c Config) (*Pool, error) {
-	sessions, err := c.validate()
+	valid, err := c.validate()
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func New(c Config) (*Pool, error) {
 		Retire: p.retire,
 		Abort:  func(c *session.Conn) { c.Abort(ErrClosed) },
 	})
-	f, err := p.assemble(&c, sessions, nil)
+	f, err := p.assemble(valid, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -23,11 +23,13 @@ const (
 	// Unknown: the connection broke, or the caller left, after the relay may have accepted the message and before its reply could
 	// be read (RFC 1047). Sending it again may deliver it twice; not sending it again may lose it. Only the caller can choose.
 	Unknown
+	// Discarded: a Route of the configuration has the message thrown away for this recipient (RouteDiscard). No relay was asked.
+	Discarded
 )
 
-var outcomeNames = [...]string{"invalid", "accepted", "failed", "deferred", "unknown"}
+var outcomeNames = [...]string{"invalid", "accepted", "failed", "deferred", "unknown", "discarded"}
 
-// String returns "accepted", "failed", "deferred" or "unknown".
+// String returns "accepted", "failed", "deferred", "unknown" or "discarded".
 func (o Outcome) String() string {
 	if int(o) < len(outcomeNames) {
 		return outcomeNames[o]
@@ -202,7 +204,7 @@ func (r *Receipt) String() string {
 	}
 	b := fmt.Appendf(nil, "%d recipients:", len(r.Recipients))
 	sep := " "
-	for o := Accepted; o <= Unknown; o++ {
+	for o := Accepted; o <= Discarded; o++ {
 		if n := r.Count(o); n > 0 {
 			b = fmt.Appendf(b, "%s%d %v", sep, n, o)
 			sep = ", "
@@ -225,7 +227,7 @@ func (r *Receipt) LogValue() slog.Value {
 		return slog.StringValue("none")
 	}
 	attrs := []slog.Attr{slog.String("id", r.ID), slog.Int("attempts", len(r.Attempts))}
-	for o := Accepted; o <= Unknown; o++ {
+	for o := Accepted; o <= Discarded; o++ {
 		if n := r.Count(o); n > 0 {
 			attrs = append(attrs, slog.Int(o.String(), n))
 		}

@@ -18,6 +18,8 @@ import (
 type relay struct {
 	*standing
 	index      int     // in fleet.relays
+	tier       int     // Relay.Tier
+	within     int     // see tier
 	configured int     // its place in Stats.Relays
 	origin     *Relay  // the entry of Config.Relays that it is, or was found by; not changed
 	foundBy    *source // nil: it is that entry itself

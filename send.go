@@ -16,7 +16,7 @@ import (
 	"github.com/wneessen/go-mail"
 )
 
-// This file is the way of a message, from top to bottom: Deliver makes it ready, run takes it from relay to relay, turn finds
+// This file is the way of a message, from top to bottom: Deliver makes it ready, dispatch (in routes.go) finds its route, run takes it from relay to relay, turn finds
 // a relay with a free connection, and attempt (in attempt.go) hands it over.
 
 // Send renders a go-mail message once, and delivers it to its To, Cc and Bcc recipients. See Deliver for what is returned. Where a retry of
@@ -85,6 +85,9 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 	if err := d.checkAddresses(); err != nil {
 		return nil, err
 	}
+	if err := d.checkTogether(); err != nil {
+		return nil, err
+	}
 	if !admitted {
 		d.cause = ErrClosed
 	} else if err := d.readBody(ctx, p.maxSize); errors.Is(err, ErrTemporary) {
@@ -100,8 +103,9 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	defer d.free()
 	if d.cause == nil {
-		d.cause = p.run(ctx, d)
+		d.cause = p.dispatch(ctx, d)
 	}
+	d.conclude(d.cause)
 	receipt, err := d.finish(d.cause)
 	p.report(ctx, receipt, err)
 	return receipt, err
@@ -164,8 +168,11 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	d.unpaid = d.made == 0 || d.ownHop()
 	for d.asked = false; ; {
 		p.resolve(ctx, d)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return permit, false, contextError(ctx)
+		case d.torn:
+			return permit, false, errRerouted
 		}
 		var tier *tier
 		taken := d.quick()
@@ -223,11 +230,11 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 // led to, without a look at all the others. It asks once in a turn, and only a picker that keeps to its relays' weights whatever Skip says: the package's own.
 func (d *delivery) quick() bool {
 	f := d.fleet
-	if d.asked || d.made > 0 || d.prefer != "" || !f.own || len(f.tiers) == 0 {
+	if d.asked || d.made > 0 || d.prefer != "" || !f.own || len(d.group.tiers) == 0 {
 		return false
 	}
 	d.asked = true
-	r := f.tiers[0].pick(d.info(nil, 1))
+	r := d.group.tiers[0].pick(d.info(nil, 1))
 	if r == nil || !d.may(r) || d.shuns(r) || r.rests() || !d.tryLane(r) {
 		return false
 	}
@@ -323,14 +330,14 @@ func (d *delivery) choose() *tier {
 	f := d.fleet
 	clear(d.lanes)
 	if d.prefer != "" {
-		if r := f.byName[d.prefer]; r != nil && d.may(r) {
+		if r := f.byName[d.prefer]; r != nil && d.group.members.Has(r.index) && d.may(r) {
 			d.lanes.add(r.member)
 			d.count(true)
-			return d.mask(f.tierOf(r))
+			return d.mask(d.group.tierOf(r))
 		}
 	}
 	for _, soft := range [...]bool{false, true} {
-		for _, t := range f.tiers {
+		for _, t := range d.group.tiers {
 			found := false
 			for _, r := range t.relays {
 				if d.may(r) && (soft || !d.shuns(r)) {
@@ -354,7 +361,7 @@ func (d *delivery) count(soft bool) {
 	if d.deadline.IsZero() {
 		return
 	}
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if d.may(r) && (soft || !d.shuns(r)) {
 			if d.candidates++; d.candidates >= d.fleet.attempts {
 				return
@@ -365,7 +372,7 @@ func (d *delivery) count(soft bool) {
 
 // after adds to d.lanes the relays of the next tier that has some for d. It looks for no soft reason to use a relay: who spills over isn't in need.
 func (d *delivery) after(t *tier) *tier {
-	for _, next := range d.fleet.tiers {
+	for _, next := range d.group.tiers {
 		if next.first <= t.first {
 			continue
 		}
@@ -388,7 +395,7 @@ func (d *delivery) hope(last *tier) {
 	if d.frugal {
 		return
 	}
-	for _, r := range d.fleet.relays[:last.first+len(last.relays)] {
+	for _, r := range d.group.relays[:last.first+len(last.relays)] {
 		if !r.ready() && d.could(r) && !d.shuns(r) {
 			d.lanes.add(r.member)
 		}
@@ -402,7 +409,7 @@ func (d *delivery) may(r *relay) bool {
 
 // could reports whether r could take d if it were well.
 func (d *delivery) could(r *relay) bool {
-	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && r.lacks(d) == nil
+	return !d.tried.Has(r.index) && !d.denied.Has(r.index) && !d.outside.Has(r.index) && r.lacks(d) == nil
 }
 
 // shuns reports whether r is used for d only where there is no other.
@@ -454,7 +461,7 @@ func (d *delivery) mask(t *tier) *tier {
 
 // deny leaves out, for this turn, the relays in d.lanes whose lanes are down though they seem ready.
 func (d *delivery) deny() {
-	for _, r := range d.fleet.relays {
+	for _, r := range d.group.relays {
 		if d.lanes.Has(r.member) && r.ready() {
 			d.denied.add(r.index)
 		}
@@ -466,8 +473,8 @@ func (d *delivery) nobody() error {
 	untried, refused := false, false
 	now := time.Now()
 	var why []string
-	for _, r := range d.fleet.relays {
-		if d.tried.Has(r.index) || r.lacks(d) != nil {
+	for _, r := range d.group.relays {
+		if d.tried.Has(r.index) || d.outside.Has(r.index) || r.lacks(d) != nil {
 			continue
 		}
 		untried = true
@@ -483,7 +490,7 @@ func (d *delivery) nobody() error {
 			why = append(why, text)
 		}
 	}
-	for _, s := range d.fleet.sources {
+	for _, s := range d.group.sources {
 		if text, next := s.trouble(); text != "" {
 			untried = true
 			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {

@@ -70,11 +70,11 @@ func (p *Pool) expand(f, old *fleet) []spec {
 	}
 	for i := range c.Relays {
 		r := &c.Relays[i]
-		if f.sessions[i].Network != networkSRV {
-			specs = append(specs, spec{relay: r, origin: r, session: f.sessions[i]})
+		if c.sessions[i].Network != networkSRV {
+			specs = append(specs, spec{relay: r, origin: r, session: c.sessions[i]})
 			continue
 		}
-		s := p.source(r, f.sessions[i].Host, c.Resolver, old)
+		s := p.source(r, c.sessions[i].Host, c.Resolver, old)
 		f.sources = append(f.sources, s)
 		targets := s.latest.Load().targets
 		tiers, weights := discover.Tiers(targets), discover.Weights(targets)
@@ -84,7 +84,7 @@ func (p *Pool) expand(f, old *fleet) []spec {
 				continue
 			}
 			names[found.name()] = true
-			specs = append(specs, spec{relay: found, origin: r, source: s, within: tiers[n], session: c.sessionOf(found, s.domain, f.sessions[i].LocalName)})
+			specs = append(specs, spec{relay: found, origin: r, source: s, within: tiers[n], session: c.sessionOf(found, s.domain, c.sessions[i].LocalName)})
 		}
 	}
 	return specs
@@ -159,8 +159,8 @@ func sameResolver(a, b Resolver) (same bool) {
 }
 
 // unnamed reports whether there is a domain for which DNS names no relay now.
-func (f *fleet) unnamed() bool {
-	for _, s := range f.sources {
+func (g *group) unnamed() bool {
+	for _, s := range g.sources {
 		if len(s.latest.Load().targets) == 0 {
 			return true
 		}
@@ -186,17 +186,17 @@ func (p *Pool) resolve(ctx context.Context, d *delivery) {
 	for {
 		d.place.Seen = p.conns.Changes() // before the fleet is read
 		d.move()
-		if len(d.fleet.sources) == 0 || d.hasty && len(d.fleet.relays) > 0 || !p.await(ctx, d.fleet) {
+		if len(d.group.sources) == 0 || d.hasty && len(d.group.relays) > 0 || !p.await(ctx, d.group) {
 			return
 		}
 		d.hasty = true
 	}
 }
 
-// await waits for the first answers for the fleet's domains. It reports whether there was one to wait for, and time left.
-func (p *Pool) await(ctx context.Context, f *fleet) bool {
+// await waits for the first answers for the group's domains. It reports whether there was one to wait for, and time left.
+func (p *Pool) await(ctx context.Context, g *group) bool {
 	var unasked []*source
-	for _, s := range f.sources {
+	for _, s := range g.sources {
 		select {
 		case <-s.asked:
 		default:
@@ -205,7 +205,7 @@ func (p *Pool) await(ctx context.Context, f *fleet) bool {
 		}
 	}
 	short := ctx
-	if len(f.relays) > 0 {
+	if len(g.relays) > 0 {
 		var cancel context.CancelFunc
 		short, cancel = context.WithTimeout(ctx, lookupPatience)
 		defer cancel()
@@ -289,7 +289,7 @@ func (s *source) note(targets []discover.Target, err error) []news {
 		list = append(list, e)
 	}
 	if changed {
-		more, err := p.replace(f.config, f.sessions, "SRV records of "+s.domain)
+		more, err := p.replace(f.config, "SRV records of "+s.domain)
 		list = append(list, more...)
 		if err != nil && p.ctx.Err() == nil { // a Balancer that made a picker for these relays before, and makes none now
 			list = append(list, news{RelayEvent{Relay: s.name, State: "unresolved", Reason: oneLine(err.Error()), Time: now}, slog.LevelWarn})

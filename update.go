@@ -4,8 +4,6 @@ import (
 	"log/slog"
 	"slices"
 	"time"
-
-	"github.com/smtplb/smtplb/internal/session"
 )
 
 // Update puts another configuration in the place of the present one while mail is being sent. No send fails because of it: an attempt that is under way ends as it would
@@ -24,15 +22,14 @@ func (p *Pool) Update(c Config) error {
 	if p == nil || p.conns == nil {
 		return errNotMade
 	}
-	sessions, err := c.validate()
+	valid, err := c.validate()
 	if err != nil {
 		return err
 	}
-	c.Relays = slices.Clone(c.Relays)
 	err = ErrClosed
 	p.amend(func() (list []news) {
 		if p.ctx.Err() == nil {
-			list, err = p.replace(&c, sessions, "Update")
+			list, err = p.replace(valid, "Update")
 		}
 		return list
 	})
@@ -57,9 +54,9 @@ func (p *Pool) amend(f func() []news) {
 }
 
 // replace puts the fleet of c in the place of the present one, because of why. Who calls it has p.updates, and tells what is returned when it has not any more.
-func (p *Pool) replace(c *Config, sessions []*session.Config, why string) ([]news, error) {
+func (p *Pool) replace(c *checked, why string) ([]news, error) {
 	old := p.fleet.Load()
-	f, err := p.assemble(c, sessions, old)
+	f, err := p.assemble(c, old)
 	if err != nil {
 		return nil, err
 	}

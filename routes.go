@@ -1,0 +1,334 @@
+package smtplb
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/smtplb/smtplb/internal/domain"
+	"github.com/smtplb/smtplb/internal/session"
+)
+
+// This file is where a message parts into what leaves by one route each: Route is in policy.go.
+
+// checked is a configuration that was found to be valid, and what came of it.
+type checked struct {
+	*Config
+	sessions []*session.Config // of Relays
+	table    *domain.Table     // of Routes, whose values are their numbers; nil where there are none
+}
+
+// route is a Route at work. It does not change.
+type route struct {
+	name   string // "": of what no Route is for
+	group  *group
+	action RouteAction
+	text   string
+}
+
+// ways are the routes of a fleet.
+type ways struct {
+	table    *domain.Table // nil: everything goes by standard
+	routes   []*route      // of Config.Routes
+	standard *route        // of what no Route is for
+}
+
+// direct makes f's groups and routes.
+func (f *fleet) direct(b Balancer, c *checked) error {
+	if err := f.group.arrange(b); err != nil {
+		return err
+	}
+	f.members = make(Bitset, words(len(f.relays)))
+	for _, r := range f.relays {
+		f.members.add(r.index)
+	}
+	groups := map[string]*group{}
+	some := func(in func(r *Relay) bool) (*group, error) {
+		g := &group{members: make(Bitset, words(len(f.relays)))}
+		for _, r := range f.relays {
+			if in(r.origin) {
+				g.relays = append(g.relays, r)
+				g.members.add(r.index)
+			}
+		}
+		for _, s := range f.sources {
+			if in(s.entry(c.Config)) {
+				g.sources = append(g.sources, s)
+			}
+		}
+		if len(g.relays) == len(f.relays) && len(g.sources) == len(f.sources) {
+			return &f.group, nil
+		}
+		var key []byte
+		for _, w := range g.members {
+			key = binary.NativeEndian.AppendUint64(key, w)
+		}
+		for _, s := range g.sources {
+			key = append(append(key, s.name...), 0)
+		}
+		if same := groups[string(key)]; same != nil {
+			return same, nil
+		}
+		groups[string(key)] = g
+		f.groups = append(f.groups, g)
+		return g, g.arrange(b)
+	}
+	f.groups = append(f.groups, &f.group)
+	g, err := some(func(r *Relay) bool { return !r.RoutedOnly })
+	if err != nil {
+		return err
+	}
+	f.table, f.standard = c.table, &route{group: g}
+	named := map[string]*group{} // many routes have the same
+	f.routes = make([]*route, len(c.Routes))
+	for i := range c.Routes {
+		x := &c.Routes[i]
+		w := &route{name: c.routeName(i), action: x.Action, text: x.Text}
+		f.routes[i] = w
+		if x.Action != RouteDeliver {
+			continue
+		}
+		key := strings.Join(x.Relays, "\x00") + "\x00\x00" + strings.Join(x.Tags, "\x00")
+		if w.group = named[key]; w.group != nil {
+			continue
+		}
+		if w.group, err = some(x.serves); err != nil {
+			return err
+		}
+		named[key] = w.group
+	}
+	return nil
+}
+
+// entry returns the Relay that s is the source of.
+func (s *source) entry(c *Config) *Relay {
+	for i := range c.Relays {
+		if c.Relays[i].name() == s.name {
+			return &c.Relays[i]
+		}
+	}
+	return nil
+}
+
+// serves reports whether a relay is one of the route's.
+func (x *Route) serves(r *Relay) bool {
+	return slices.Contains(x.Relays, r.name()) || slices.ContainsFunc(x.Tags, func(tag string) bool { return slices.Contains(r.Tags, tag) })
+}
+
+// routeOf returns the route of a recipient.
+func (d *delivery) routeOf(x *recipient) *route {
+	sender := d.msg.fromDomain
+	if d.msg.from == "" {
+		sender = domain.NullSender
+	}
+	if i, ok := d.fleet.table.Lookup(x.addr, sender, d.env.Stream); ok {
+		return d.fleet.routes[i]
+	}
+	return d.fleet.standard
+}
+
+// dispatch sends d by its route, or each of its parts by the part's own.
+func (p *Pool) dispatch(ctx context.Context, d *delivery) error {
+	for {
+		d.obey()
+		var err error
+		if d.torn = !d.follow(); d.torn {
+			err = p.runParts(ctx, d)
+		} else {
+			err = p.run(ctx, d)
+		}
+		if err != errRerouted {
+			return err
+		}
+		d.move()
+	}
+}
+
+// errRerouted ends the run of a delivery whose recipients have no route in common any more: an Update has changed the routes.
+var errRerouted = errors.New("the routes were changed")
+
+// obey settles the recipients whose routes lead to no relay. Where such a route fails or defers one recipient of RequireAll, it does so to all.
+func (d *delivery) obey() {
+	if d.fleet.table == nil {
+		return
+	}
+	for i := range d.rcpts {
+		x := &d.rcpts[i]
+		if x.outcome != 0 {
+			continue
+		}
+		r := d.routeOf(x)
+		switch {
+		case r.action == RouteDeliver:
+		case d.env.RequireAll && r.action != RouteDiscard:
+			for i := range d.rcpts {
+				if x := &d.rcpts[i]; x.outcome == 0 {
+					d.rule(x, r)
+				}
+			}
+			return
+		default:
+			d.rule(x, r)
+		}
+	}
+}
+
+// rule settles x as r says, without a relay.
+func (d *delivery) rule(x *recipient, r *route) {
+	x.err = &RouteError{Route: r.name, Reason: r.text}
+	switch r.action {
+	case RouteFail:
+		d.decide(x, Failed)
+	case RouteDiscard:
+		d.decide(x, Discarded)
+	default:
+		d.decide(x, Deferred)
+		x.wait = retryTemporary
+	}
+}
+
+// follow makes the route of d's pending recipients d's own. It reports whether there is one that they have in common, and whether it leads to relays. RequireAll makes one of several: only relays that
+// all of them lead to may be used.
+func (d *delivery) follow() bool {
+	d.route, d.group = d.fleet.standard, d.fleet.standard.group
+	if d.fleet.table == nil {
+		return true
+	}
+	var first *route
+	for i := range d.rcpts {
+		x := &d.rcpts[i]
+		if x.outcome != 0 {
+			continue
+		}
+		switch r := d.routeOf(x); {
+		case r.action != RouteDeliver:
+			return false
+		case first == nil:
+			first = r
+		case first.group == r.group:
+		case !d.env.RequireAll:
+			return false
+		default:
+			for _, y := range first.group.relays {
+				if !r.group.members.Has(y.index) {
+					d.outside.add(y.index)
+				}
+			}
+		}
+	}
+	if first != nil {
+		d.route, d.group = first, first.group
+	}
+	return true
+}
+
+// checkTogether makes sure that the recipients of RequireAll can go in one piece.
+func (d *delivery) checkTogether() error {
+	if d.fleet.table == nil || !d.env.RequireAll || !d.follow() {
+		return nil
+	}
+	if all := d.group; len(all.relays) == 0 || slices.ContainsFunc(all.relays, func(r *relay) bool { return !d.outside.Has(r.index) }) {
+		return nil
+	}
+	return &EnvelopeError{Field: "RequireAll", Reason: "the recipients leave by routes that have no relay in common"}
+}
+
+// part is those of a message's recipients that leave by one route.
+type part struct {
+	*delivery
+	of       []int // for each of its recipients the number in the whole
+	ended    bool
+	panicked any
+}
+
+// parts divides what is pending of d by group.
+func (d *delivery) parts() []*part {
+	var parts []*part
+	for i := range d.rcpts {
+		x := d.rcpts[i]
+		if x.outcome != 0 {
+			continue
+		}
+		r := d.routeOf(&x)
+		n := slices.IndexFunc(parts, func(x *part) bool { return x.group == r.group })
+		if n < 0 {
+			n = len(parts)
+			parts = append(parts, &part{delivery: d.branch(r)})
+		}
+		x.attempt = 0 // of another count
+		parts[n].of = append(parts[n].of, i)
+		parts[n].rcpts = append(parts[n].rcpts, x)
+		parts[n].pending++
+	}
+	return parts
+}
+
+// branch makes a delivery of the same message for recipients of one route.
+func (d *delivery) branch(r *route) *delivery {
+	b := newDelivery(d.pool, d.env)
+	b.man(d.fleet)
+	b.route, b.group = r, r.group
+	b.msg = d.msg
+	b.moved = d.moved
+	return b
+}
+
+// runParts sends d's parts, all at once: none waits for another's relays. It returns why one of them stopped early, errRerouted where the routes of some have been changed.
+func (p *Pool) runParts(ctx context.Context, d *delivery) error {
+	parts := d.parts()
+	var running sync.WaitGroup
+	defer running.Wait()
+	for _, x := range parts[1:] {
+		running.Go(func() { p.runPart(ctx, x) })
+	}
+	p.runPart(ctx, parts[0])
+	running.Wait()
+	for _, x := range parts { // the caller's own functions: what they did comes out here, as it would have without parts
+		switch {
+		case x.panicked != nil:
+			panic(x.panicked)
+		case !x.ended:
+			runtime.Goexit()
+		}
+	}
+	return d.join(parts)
+}
+
+func (p *Pool) runPart(ctx context.Context, x *part) {
+	defer func() {
+		if !x.ended {
+			x.panicked = recover() // nil after a runtime.Goexit, which goes on
+		}
+	}()
+	if x.cause = p.run(ctx, x.delivery); x.cause != errRerouted {
+		x.conclude(x.cause)
+	}
+	x.ended = true
+}
+
+// join takes what became of the parts into d, and frees them. It returns what the first that had a cause to stop early says of it.
+func (d *delivery) join(parts []*part) (cause error) {
+	for _, x := range parts {
+		for n, i := range x.of {
+			d.rcpts[i] = x.rcpts[n]
+			d.rcpts[i].attempt = 0
+		}
+		d.pending += x.pending - len(x.of)
+		d.receipt.Attempts = append(d.receipt.Attempts, x.receipt.Attempts...)
+		if x.receipt.prefer != "" {
+			d.receipt.prefer = x.receipt.prefer
+		}
+		d.throttled = d.throttled || x.throttled
+		d.moved = d.moved || x.moved
+		if cause == nil || x.cause == errRerouted {
+			cause = x.cause
+		}
+		x.free()
+	}
+	slices.SortStableFunc(d.receipt.Attempts, func(a, b Attempt) int { return a.Start.Compare(b.Start) })
+	return cause
+}
