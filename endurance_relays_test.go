@@ -76,6 +76,7 @@ func newEndurance(t *testing.T, seed uint64) *endurance {
 	case c.attempts < 0:
 		c.attempts = len(c.chaos.relays)
 	}
+	c.makeRoutes(rand.New(rand.NewPCG(seed, 6)), &cfg)
 	c.config = cfg
 	var err error
 	if c.pool, err = smtplb.New(cfg); err != nil {
@@ -276,8 +277,12 @@ func (c *endurance) update(r *rand.Rand) {
 			}
 		}
 	}
+	if c.routes != nil && x.Weight%2 == 0 {
+		what += c.reroute(&cfg)
+	}
 	c.happened("%s", what)
 	c.updates.Add(1)
+	c.routed.Store(cfg.Routes != nil)
 	if err := c.pool.Update(cfg); err != nil {
 		c.Errorf("%s: %v", what, err)
 	}

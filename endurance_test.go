@@ -59,7 +59,9 @@ type endurance struct {
 	operator sync.Mutex
 	until    time.Time
 	steady   bool // relays keep their names
-	attempts int  // that are allowed
+	routes   []smtplb.Route
+	routed   atomic.Bool // the configuration has them now
+	attempts int         // that are allowed
 
 	updates      atomic.Int64 // begun and ended: odd while one is under way
 	begun, ended atomic.Int64 // calls of AttemptStart, and of what it returned
@@ -230,7 +232,7 @@ func (c *endurance) newSend(r *rand.Rand) *chaosSend {
 		if n == 1 && r.IntN(8) > 0 {
 			kind = "u"
 		}
-		s.env.To = append(s.env.To, fmt.Sprintf("%s-%d-%d@example.com", kind, id, len(s.env.To)))
+		s.env.To = append(s.env.To, fmt.Sprintf("%s-%d-%d@%s", kind, id, len(s.env.To), c.host(id, len(s.env.To))))
 	}
 	return s
 }
@@ -278,7 +280,7 @@ func (c *endurance) delivered(s *chaosSend) {
 		return
 	}
 	alike := c.updates.Load() == s.updates && s.updates%2 == 0 && c.zone == nil // after an Update a relay that is reached in another way (any, with a Dial function) is tried again
-	made, times := 0, map[string]int{}
+	made, times, parts := 0, map[string]int{}, c.parts(s.env)
 	for _, a := range s.receipt.Attempts {
 		c.attempted.Add(1)
 		if a.Hedged && a.Err == nil { // another took it over: that is no attempt
@@ -286,11 +288,14 @@ func (c *endurance) delivered(s *chaosSend) {
 		}
 		made++
 		times[a.Relay]++
-		if again := times[a.Relay]; alike && (again > 2 || again > 1 && !s.env.AtLeastOnce) {
+		if again := times[a.Relay]; alike && (again > 2*parts || again > parts && !s.env.AtLeastOnce) {
 			c.Errorf("message %s was offered to %s %d times: %+v", s.env.ID, a.Relay, again, s.receipt.Attempts)
 		}
 	}
-	if made > c.attempts {
+	if alike && c.routed.Load() {
+		c.wentByRoutes(s)
+	}
+	if made > c.attempts*parts && (alike || parts == 1) { // the count begins anew where an Update parts a message
 		c.Errorf("message %s: %d attempts, %d are allowed: %+v", s.env.ID, made, c.attempts, s.receipt.Attempts)
 	}
 }
