@@ -346,6 +346,7 @@ func TestPingLeavesTheSuccessorAlone(t *testing.T) {
 // Operators, configurations, checks, flapping relays and messages all at once, and then Close in the middle of it or after it: nobody is left behind, every message
 // has its outcome, and the relays agree with it.
 func TestHealthUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, closes := range []bool{false, true} {
 		bubble(t, func(t *testing.T) {
 			const relays, senders = 9, 30

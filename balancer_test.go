@@ -125,6 +125,7 @@ func TestRoundRobinOfMany(t *testing.T) {
 
 // A dead relay's share is spread over the others.
 func TestDeadRelaysShare(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 4, func(c *smtplb.Config) { c.Relays[0].Weight, c.Relays[1].Weight = 4, 2 })
 		defer h.close()

@@ -16,6 +16,7 @@ import (
 
 // Slow but well relays, callers who leave (or have less than 2 s): nobody is to blame.
 func TestSlowRelaysAndHastyCallersAreNotBlamed(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(200) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

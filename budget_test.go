@@ -17,6 +17,7 @@ import (
 
 // Everything is down for minutes, and the breakers let a probe through all the time: what retries add stays within the budget.
 func TestBudgetInATotalOutage(t *testing.T) {
+	t.Parallel()
 	const relays, senders, each, reserve = 4, 20, 100, 4 * 5
 	run := func(t *testing.T, share float64) (first, all, refused int) {
 		bubble(t, func(t *testing.T) {

@@ -145,6 +145,7 @@ func randomMessage(r *rand.Rand, lines int, edges ...int) []byte {
 
 // Blocks of every size, down to a byte: CR and LF apart, dots at a block's start, lines of 998 and 999 bytes over its end.
 func TestScannerBlocks(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range 1000 {
 		raw := randomMessage(r, r.IntN(30), 0, 1, 100, 1000)
@@ -160,6 +161,7 @@ func TestScannerBlocks(t *testing.T) {
 
 // Larger than the window in which a message in memory is looked over.
 func TestScannerWindows(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 60 {
 		raw := randomMessage(r, 3000+r.IntN(1000), scanWindow, 2*scanWindow)

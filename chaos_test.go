@@ -37,6 +37,7 @@ var (
 // A seed fixes the relays, their faults and what is sent; the order of what happens at one instant is the scheduler's, so a failure may need the seed
 // a few times: the message says how.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	for i := range *chaosSeeds {
 		seed := *chaosFirst + uint64(i)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {

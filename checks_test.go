@@ -440,6 +440,7 @@ func TestShallowChecks(t *testing.T) {
 
 // AUTH is checked once after each change of the configuration, and at most every five minutes. A refused one opens the breaker, for five minutes.
 func TestChecksLogIn(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		var j journal
 		var config smtplb.Config

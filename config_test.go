@@ -553,6 +553,7 @@ func TestSecretsInTheWrongPlace(t *testing.T) {
 
 // Relays that repeat what they were told don't bring it into errors, receipts, hooks, statistics or the log.
 func TestSecretsInReplies(t *testing.T) {
+	t.Parallel()
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	plain, bearer := b64("\x00user\x00"+secret), b64("user=user\x01auth=Bearer "+secret+"\x01\x01")
 	for _, mechanism := range []string{"PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-256", "XOAUTH2", "TokenAuth"} {

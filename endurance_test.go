@@ -32,6 +32,7 @@ const enduranceCallers = 50
 // A seed fixes configuration, weather, operator and what each caller sends. The order of what happens at one instant is the scheduler's, so a failure may need the seed a few times: the
 // message says how, and comes with the weather, and with what was said on the connections that were concerned.
 func TestEndurance(t *testing.T) {
+	t.Parallel()
 	for i := range *enduranceSeeds {
 		seed := *enduranceFirst + uint64(i)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {

@@ -243,6 +243,7 @@ func TestExplainRefuses(t *testing.T) {
 
 // What Explain says is what Deliver does.
 func TestExplainIsTrue(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 6, func(c *smtplb.Config) {
 			for i := range c.Relays {

@@ -26,6 +26,7 @@ func slow(n int) bool { return raceEnabled && !*matrixAll && n%5 != 0 }
 // what the breaker counted, what became of the connection, how long it took, what the relays stored, and that nothing was sent
 // that a relay could take for a message which the pool says it doesn't have.
 func TestFailureMatrix(t *testing.T) {
+	t.Parallel()
 	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
 	var done, impossible atomic.Int64
 	t.Run("table", func(t *testing.T) {
@@ -63,6 +64,7 @@ func TestFailureMatrix(t *testing.T) {
 
 // TestReplyMatrix does the same for the replies whose code or words tell more than their first digit.
 func TestReplyMatrix(t *testing.T) {
+	t.Parallel()
 	t.Run("table", func(t *testing.T) {
 		for n, row := range replyTable {
 			t.Run(row.reply, func(t *testing.T) {

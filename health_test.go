@@ -47,6 +47,7 @@ func (h *house) comeBack(relay string) {
 
 // The share of messages of a relay that came back, against one that was there all the time, follows the curve within two points. At New there is none.
 func TestSlowStartOfWeight(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer = smtplb.RoundRobin() }, smtptest.WithDiscard())
 		defer h.close()
@@ -88,6 +89,7 @@ func TestSlowStartOfWeight(t *testing.T) {
 
 // The same of its connections, and of those that Update gives it in the middle.
 func TestSlowStartOfConnections(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		var config smtplb.Config
 		h := newHouse(t, 1, func(c *smtplb.Config) {
@@ -245,6 +247,7 @@ func TestPanicLeavesOperatorsAlone(t *testing.T) {
 // All relays are dead for ten minutes, and a hundred senders go on. But for the first ones, nobody dials the dead except one probe for each relay at a time; everyone
 // else is told at once, and when to come again.
 func TestTotalOutage(t *testing.T) {
+	t.Parallel()
 	for _, checks := range []time.Duration{-1, 0} {
 		bubble(t, func(t *testing.T) {
 			h := newHouse(t, 3, func(c *smtplb.Config) { c.Health.Interval = checks })

@@ -259,6 +259,7 @@ func TestLosersAreCounted(t *testing.T) {
 
 // Wherever a connection is slow to come about, the messages are not.
 func TestHedgeGreyRelay(t *testing.T) {
+	t.Parallel()
 	for name, grey := range map[string]func(h *house, d *dialler){
 		"tcp":    func(h *house, d *dialler) { d.set(0, way{after: 2 * time.Second}) },
 		"banner": func(h *house, d *dialler) { h.relays[0].On(smtptest.Banner).Delay(2 * time.Second) },
@@ -315,6 +316,7 @@ func TestHedgeGreyRelay(t *testing.T) {
 
 // Extra dials are at most one in twenty, and ten.
 func TestHedgesAreFew(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		const senders, each = 25, 400
 		h, d := newRaces(t, 3, func(c *smtplb.Config) {
@@ -618,6 +620,7 @@ func TestRacingDialHasTheCallersContext(t *testing.T) {
 
 // Whatever happens to races, every slot comes back, every message has a true outcome, and no fault is counted twice.
 func TestRandomRaces(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(100) {
 		bubble(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 4))

@@ -19,6 +19,7 @@ import (
 // TestUpdateRandomly has callers send while the configuration changes at random: relays come, go, change names, places, weights, tiers, limits and ways. The relays themselves are well, so every
 // message must be accepted, by the relay that its receipt names, and be stored once.
 func TestUpdateRandomly(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(6) {
 		bubble(t, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))

@@ -383,6 +383,7 @@ func TestOneMechanism(t *testing.T) {
 
 // Item 6. A relay that has the credentials, and says them in each of its replies, good or bad, doesn't make them known.
 func TestSecretsInEveryReply(t *testing.T) {
+	t.Parallel()
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	echo := secret + " " + b64(secret) + " " + b64("\x00user\x00"+secret) + " " + b64("user=user\x01auth=Bearer "+secret+"\x01\x01")
 	stages := []smtptest.Stage{smtptest.Banner, smtptest.Ehlo, smtptest.StartTLS, smtptest.Auth, smtptest.Mail, smtptest.Rcpt, smtptest.Data, smtptest.EndOfData, smtptest.Rset, smtptest.Quit}

@@ -36,6 +36,7 @@ func choosing(tb testing.TB, ctx context.Context, n int, change func(*Config)) (
 // Where all is well a first attempt asks the picker once, and looks at no relay but the one that it names. What a relay that is full, or seems well and isn't, would have got goes to the others by their weights: the
 // neighbours in the sequence inherit nothing.
 func TestFirstAttemptAsksOnce(t *testing.T) {
+	t.Parallel()
 	for _, b := range []Balancer{RoundRobin(), Adaptive(), LeastInFlight()} {
 		p, d := choosing(t, t.Context(), 4, func(c *Config) {
 			c.Balancer = b

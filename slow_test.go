@@ -16,6 +16,7 @@ import (
 
 // TestSlowRelayGetsLess: one of four takes 20 times as long for an envelope, and is well again afterwards.
 func TestSlowRelayGetsLess(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		balancer smtplb.Balancer
 		less     bool

@@ -28,6 +28,7 @@ const staleRun, staleRunTLS = 250, 10
 // around the limits of both sides. That is nobody's fault: no error reaches the caller, each message is stored once, nothing counts
 // against the relay and no attempt is used up.
 func TestStaleCycles(t *testing.T) {
+	t.Parallel()
 	seed := *staleFirst
 	for _, secure := range []bool{false, true} {
 		name, cycles, each, again := "plain", *staleCycles, staleRun, staleRun

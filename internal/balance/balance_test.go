@@ -87,6 +87,7 @@ func randomWeights(r *rand.Rand) []float64 {
 
 // The promise of the table: no prefix is further from the ideal than 1 − 1/(2n−2). In whole numbers, so without any tolerance.
 func TestPrefixAndWindowBounds(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	var worst float64
 	for range 5000 {
@@ -195,6 +196,7 @@ func TestAgainstTheDefinition(t *testing.T) {
 }
 
 func TestInexactWeights(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(7, 8))
 	for _, n := range []int{2, 3, 4, 8, 32, 100, 1000} {
 		for range 1 + 50/n {
@@ -409,6 +411,7 @@ func TestDrawAmongNobody(t *testing.T) {
 
 // χ² against the weights. The limits are at p = 10⁻⁹ (Wilson–Hilferty), so that a sound draw fails about once in 10⁸ runs.
 func TestDrawAmongChiSquared(t *testing.T) {
+	t.Parallel()
 	const draws = 200000
 	many := make([]float64, 200)
 	for i := range many {

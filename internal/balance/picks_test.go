@@ -117,7 +117,10 @@ func names(n int) []string {
 }
 
 // An idle fleet is used as a Table would: the very same sequence, whatever the weights.
-func TestIdleIsRoundRobin(t *testing.T) { eachKind(t, testIdleIsRoundRobin) }
+func TestIdleIsRoundRobin(t *testing.T) {
+	t.Parallel()
+	eachKind(t, testIdleIsRoundRobin)
+}
 
 func testIdleIsRoundRobin(t *testing.T, words bool) {
 	r := rand.New(rand.NewPCG(21, 22))
@@ -327,6 +330,7 @@ func testSecondAttemptsTakeNoTurn(t *testing.T, words bool) {
 
 // Nobody chooses what is skipped, or has no weight; where that is everybody the answer is -1.
 func TestNeverSkipped(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(31, 32))
 	for range 400 {
 		n := 1 + r.IntN(8)
@@ -437,6 +441,7 @@ func TestHashMoreWeight(t *testing.T) {
 }
 
 func TestHashShares(t *testing.T) {
+	t.Parallel()
 	keys := make([]string, 200000)
 	for k := range keys {
 		keys[k] = fmt.Sprintf("tenant-%d@example.com", k)

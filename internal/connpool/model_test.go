@@ -114,6 +114,7 @@ type modelWaiter struct {
 }
 
 func TestModel(t *testing.T) {
+	t.Parallel()
 	var counts rideCounts
 	var changes changeCounts
 	seeds(t, 400, func(t *testing.T, r *rand.Rand) {

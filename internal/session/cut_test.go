@@ -50,6 +50,7 @@ type blind struct{ net.Conn }
 // an acceptance or a refusal is the truth, "unknown" comes only where the dot may have reached the relay, and where it is safe to go to
 // another relay nothing is stored.
 func TestCutAtEveryByte(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("A line of some length, so that the body needs more than one write.\r\n", 1200) // 81,600 bytes
 	for _, how := range []struct {
 		name string

@@ -530,6 +530,7 @@ func everyFact(yield func(verdict.Fact)) {
 }
 
 func TestJudgeInvariants(t *testing.T) {
+	t.Parallel()
 	n, failed := 0, 0
 	everyFact(func(f verdict.Fact) {
 		if failed > 20 {
