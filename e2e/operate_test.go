@@ -215,22 +215,38 @@ func TestCredentials(t *testing.T) {
 }
 
 // TestStopped stops a relay of three with SIGSTOP for 20 s under load: the kernel
-// accepts connections and data, and nobody answers. Nobody is lost or sent twice;
-// the sends that the stopped relay has no part in are as quick as before, and so
-// are all of them as soon as its breaker has opened.
+// accepts connections and data, and nobody answers. Nobody is lost or sent twice.
+// p99 of the sends that the stopped relay has no part in is at most twice what p99
+// of all was in the 20 s before, and so is that of all as soon as its breaker has
+// opened.
+//
+// These are milliseconds, in which whatever else runs on the machine is seen, and
+// the two spans don't run at the same time. So of up to three runs one must show
+// it on a machine that had time for it, before and while the relay was stopped.
+// Where it had in none, all three must show it.
 func TestStopped(t *testing.T) {
-	const attempts = 2
-	for i := range attempts {
-		slow, lag := stopped(t)
-		switch {
-		case slow == "":
+	const runs = 3
+	var why []string
+	shown := 0
+	for range runs {
+		slow, late := stopped(t)
+		if t.Failed() || slow == "" && late < starved {
 			return
-		case i == attempts-1 && lag < starved:
-			t.Error(slow)
-		default:
-			t.Logf("%s (timers were up to %v late in 99 of 100 cases)", slow, lag)
 		}
+		if slow == "" {
+			shown++
+		}
+		if late >= starved {
+			slow += fmt.Sprintf("The machine was too busy: timers were up to %v late in 99 of 100 cases. ", ms(late))
+		}
+		t.Log(slow)
+		why = append(why, slow)
 	}
+	if shown == runs {
+		t.Logf("THE MACHINE WAS TOO BUSY in all %d runs. In each p99 was at most twice what it was before.", runs)
+		return
+	}
+	t.Errorf("none of %d runs has shown that p99 stays within twice what it was:\n%s", runs, strings.Join(why, "\n"))
 }
 
 // stopped returns what was too slow, if anything, and how starved the process
@@ -257,7 +273,7 @@ func stopped(t *testing.T) (slow string, late time.Duration) {
 	tr := begin(t, pool, 60, 10*time.Second)
 	time.Sleep(time.Second) // the first ones connect
 	warm := time.Now()
-	time.Sleep(7 * time.Second)
+	time.Sleep(20 * time.Second) // as long as it will be stopped: p99 is of as many sends
 	var harmed [2]time.Time
 	harmed[0] = time.Now()
 	if err := victim.Suspend(); err != nil {
@@ -289,20 +305,16 @@ func stopped(t *testing.T) (slow string, late time.Duration) {
 			untouched = append(untouched, p)
 		}
 	}
-	before := percentile(took(tr.between(warm, harmed[0].Add(-time.Second))), 99)
+	before := percentile(took(tr.between(warm, harmed[0].Add(-time.Second))), 99) // a send of the last second may meet the stop
 	others := percentile(took(untouched), 99)
 	then := percentile(took(tr.between(open, woken)), 99)
 	t.Logf("p99 before %v; while one is stopped: %v of the %d sends without it, %v (at most %v) of the %d that tried it; breaker open after %v, from then on %v of all %d",
 		ms(before), ms(others), len(untouched), ms(percentile(took(touched), 99)), ms(percentile(took(touched), 100)), len(touched),
 		ms(open.Sub(harmed[0])), ms(then), len(tr.between(open, woken)))
-	// What a silent relay costs whoever waits for it is a quarter of a second at least,
-	// which is when another is asked to connect. Far below that, it is the machine's
-	// noise that counts, and that two relays do the work of three.
-	limit := 2 * max(before, 50*time.Millisecond)
-	if others > limit || then > limit {
-		slow = fmt.Sprintf("p99 was %v before the stop, and then %v without the stopped relay, %v of all with its breaker open", ms(before), ms(others), ms(then))
+	if limit := 2 * before; others > limit || then > limit {
+		slow = fmt.Sprintf("p99 was %v before the stop, and then %v without the stopped relay, %v of all with its breaker open. ", ms(before), ms(others), ms(then))
 	}
-	return slow, tr.lag.p99(harmed[0], woken)
+	return slow, max(tr.lag.p99(warm, harmed[0]), tr.lag.p99(harmed[0], woken))
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
