@@ -62,7 +62,7 @@ const (
 	reasonDuplicate  = "skipped, as Postfix does: the same key stands in line "
 	reasonWildcard   = `"*.domain" is not Postfix's way to write ".domain", which it was taken for`
 	reasonAtDomain   = `skipped: Postfix never asks for "@domain"; without the @ it would`
-	reasonLocalStar  = `"*" is no wildcard in a local part: this matches only a mailbox of that name`
+	reasonLocalStar  = `"*" is no wildcard in a local part: this matches only a mailbox that has it in its name`
 	reasonRequoted   = "only a mailbox with these quotes or backslashes in its name has this key: they were not needed, or are not where they have to be"
 	reasonEndDot     = "skipped: Postfix never asks for a domain with a dot at its end"
 	reasonUnbracket  = "a host without brackets: Postfix would ask for its MX records; here it is the relay itself"
@@ -338,7 +338,7 @@ func transportKey(s string) (key, warning, reason string) {
 			warning = reasonRequoted
 		}
 	}
-	if local == "*" {
+	if strings.IndexByte(local, '*') >= 0 {
 		warning = reasonLocalStar
 	}
 	return foldLocal(local) + "@" + name, warning, ""
