@@ -153,7 +153,7 @@ func TestSlowRelayRests(t *testing.T) {
 		}
 		// There is one every 20 ms, so it is at rest when the last one has been sent.
 		last := tried[len(tried)-1]
-		h.send(last.Add(13 * time.Second).Sub(time.Now()))
+		h.send(time.Until(last.Add(13 * time.Second)))
 		p := h.plan(envelope("x@example.com"))
 		if len(p.Skipped) != 1 || p.Skipped[0].Name != "r1" || !strings.HasPrefix(p.Skipped[0].Why, "slow ") || !p.Skipped[0].Failover ||
 			!p.Skipped[0].Until.After(time.Now()) || p.Skipped[0].Until.After(time.Now().Add(10*time.Second)) {
@@ -224,7 +224,7 @@ func TestSlowRelayInNeed(t *testing.T) {
 		h.send(10 * time.Second)
 		slow(1)
 		h.send(30 * time.Second)
-		h.send(starts()[len(starts())-1].Add(13 * time.Second).Sub(time.Now()))
+		h.send(time.Until(starts()[len(starts())-1].Add(13 * time.Second)))
 		began := time.Now()
 		if p := h.plan(envelope("x@example.com")); len(p.Skipped) != 1 {
 			t.Fatalf("the slow relay doesn't rest: %v", p)

@@ -193,11 +193,8 @@ func (l *leaf) find(stream string) (value int32, ok bool) {
 	return l.any, l.any >= 0
 }
 
-// parent is a domain without its first label. A literal has none.
+// parent is a domain without its first label. What comes of a literal is no domain, which nobody looks for.
 func parent(host string) (up string, ok bool) {
-	if strings.HasPrefix(host, "[") {
-		return "", false
-	}
 	_, up, ok = strings.Cut(host, ".")
 	return up, ok
 }
@@ -207,9 +204,12 @@ func recipientPattern(s string) (canonical, reason string) {
 	if strings.IndexByte(s, '@') < 0 {
 		return domainPattern(s)
 	}
-	a, err := ParseAddress(s)
-	if err != nil {
-		return "", err.(*AddressError).Reason
+	if strings.HasPrefix(s, "*@") {
+		return "", starReason // it could be somebody's name, but is surely meant to be everybody's
+	}
+	a, reason := parse(s)
+	if reason != "" {
+		return "", reason
 	}
 	return a.Key(), ""
 }
@@ -221,18 +221,21 @@ func domainPattern(s string) (canonical, reason string) {
 	}
 	under, wild := strings.CutPrefix(s, "*.")
 	if strings.IndexByte(under, '*') >= 0 {
-		return "", `a "*" stands for everybody, or with a dot at the start for all subdomains`
+		return "", starReason
 	}
-	parse := ToASCIIOrLiteral
+	canonical, upper, reason := toASCIIOrLiteral(under)
+	switch {
+	case reason != "":
+		return "", reason
+	case wild && strings.HasPrefix(under, "["):
+		return "", "an address literal has no subdomains"
+	case upper:
+		canonical = strings.ToLower(canonical)
+	}
 	if wild {
-		parse = ToASCII
+		canonical = "*." + canonical
 	}
-	host, err := parse(under)
-	if err != nil {
-		return "", err.(*AddressError).Reason
-	}
-	if wild {
-		return "*." + host, ""
-	}
-	return host, ""
+	return canonical, ""
 }
+
+const starReason = `a "*" stands for everybody, or with a dot at the start of a domain for all its subdomains`

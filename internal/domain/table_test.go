@@ -140,7 +140,8 @@ func TestTableFaults(t *testing.T) {
 		want  string
 	}{
 		{[]Rule{{Recipient: "a.test"}, {Recipient: "A.TEST."}}, "1  0"},
-		{[]Rule{{Recipient: "*"}, {}}, "1  0"},
+		{[]Rule{{Recipient: "*"}, {Value: 7}}, "1  0"},
+		{[]Rule{{Recipient: "*@a.test"}}, "0 Recipient -1"},
 		{[]Rule{{Sender: "*"}, {Stream: "s"}, {Stream: "s", Sender: ""}}, "2  1"},
 		{[]Rule{{Recipient: "*.a*.test"}}, "0 Recipient -1"},
 		{[]Rule{{Recipient: "a.*"}, {Sender: "**"}}, "0 Recipient -1, 1 Sender -1"},
