@@ -326,6 +326,13 @@ func (c *Config) validate() (*checked, error) {
 	}
 	own := *c
 	own.Relays, own.Routes = slices.Clone(c.Relays), slices.Clone(c.Routes)
+	for i := range own.Relays { // what DNS changes is put together from these again
+		own.Relays[i].Tags = slices.Clone(own.Relays[i].Tags)
+	}
+	for i := range own.Routes {
+		x := &own.Routes[i]
+		x.Relays, x.Tags = slices.Clone(x.Relays), slices.Clone(x.Tags)
+	}
 	return &checked{Config: &own, sessions: sessions, table: table}, nil
 }
 

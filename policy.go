@@ -2,6 +2,7 @@ package smtplb
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,7 +47,7 @@ const defaultAttempts = 3
 // Of several Routes that match, the most specific counts: first by recipient (an address, then a domain, then the wildcard with the most labels, then everybody), then likewise by sender, then by stream. Their
 // order has no meaning. Recipients whom no Route matches go to all relays but those that are RoutedOnly.
 //
-// A message whose recipients leave by the groups of several Routes is sent to each group apart, at the same time, and the Receipt has what became of each recipient, in the envelope's order. With
+// A message whose recipients leave by the groups of several Routes is sent to each group apart, at the same time, in a goroutine for each (Dial, Auth and Hooks are called there), and the Receipt has what became of each recipient, in the envelope's order. With
 // Envelope.RequireAll it goes in one piece to a relay that is in all of these groups; it is an error if there is none.
 type Route struct {
 	// Name says which route is meant in errors and plans. Default: its place in Config.Routes: "Routes[2]".
@@ -56,7 +57,7 @@ type Route struct {
 	Recipients []string
 	// Senders are patterns of the domain of Envelope.From, as in Recipients, without addresses; "<>" is the null sender. nil: any, the null sender included.
 	Senders []string
-	// Streams are values of Envelope.Stream; "" is that of envelopes that name none. nil: any.
+	// Streams are values of Envelope.Stream. nil: any, and envelopes that name none, for which there is no other pattern.
 	Streams []string
 
 	// Relays and Tags name the group: it is the relays that have one of these names, or at least one of these tags. It must have a relay, unless there is an Action.
@@ -118,7 +119,7 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 			names[x.Name] = i
 		}
 		for r, rcpt := range orAny(x.Recipients) {
-			open = open || rcpt == "*" && x.Senders == nil && x.Streams == nil
+			open = open || rcpt == "*" && slices.Contains(orAny(x.Senders), "*") && x.Streams == nil
 			for s, sender := range orAny(x.Senders) {
 				for t, stream := range orAny(x.Streams) {
 					if x.Streams == nil {
