@@ -346,11 +346,11 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	return r, &SendError{RetryAfter: wait, Receipt: r, cause: cause, throttled: d.throttled}
 }
 
-// against counts the relays that weren't tried because they can't take such a message.
+// against counts the relays that weren't tried because they can't take such a message, or not for all of its recipients.
 func (d *delivery) against() int {
 	n := 0
 	for _, r := range d.group.relays {
-		if !d.tried.Has(r.index) && r.lacks(d) != nil {
+		if !d.tried.Has(r.index) && (d.outside.Has(r.index) || r.lacks(d) != nil) {
 			n++
 		}
 	}
@@ -361,6 +361,9 @@ func (d *delivery) against() int {
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
 	for _, r := range d.group.relays {
+		if d.outside.Has(r.index) {
+			continue
+		}
 		at := r.retryAt()
 		if at.IsZero() {
 			return 0
@@ -376,7 +379,7 @@ func (d *delivery) soonest() time.Duration {
 func (d *delivery) incapable() error {
 	var why []string
 	for _, r := range d.group.relays {
-		if err := r.lacks(d); err != nil && len(why) < 3 {
+		if err := r.lacks(d); err != nil && !d.outside.Has(r.index) && len(why) < 3 {
 			why = append(why, r.name+": "+err.Error())
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // Plan is what Explain found. It holds neither recipients nor credentials.
 type Plan struct {
 	Time       time.Time
-	Route      string         // the name of the Route that counts; "" where none does
+	Route      string         // the name of the Route that counts, of one of them where several lead to the same relays; "" where none does
 	Decided    Outcome        // what that Route settles without a relay: Failed, Deferred or Discarded; the zero Outcome where it is for relays to say
 	Tier       int            // of the candidates
 	Candidates []PlanRelay    // one of them is tried first; the likeliest comes first
@@ -89,19 +89,19 @@ func (p *Pool) Explain(ctx context.Context, e *Envelope) (Plan, error) {
 
 // plans tells how each part of d would be sent. Its body was not read.
 func (d *delivery) plans(now time.Time) (list []Plan) {
-	ruled := make(map[*route]int) // what its plan is in list, and one more
+	ruled := make(map[RouteError]int) // by a route's words, what its plan is in list, and one more
 	d.obey()
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
-		if x.outcome == 0 {
+		said, ok := x.err.(*RouteError)
+		if !ok {
 			continue
 		}
-		r := d.routeOf(x)
-		if ruled[r] == 0 {
-			list = append(list, Plan{Time: now, Route: r.name, Decided: x.outcome, Then: r.text})
-			ruled[r] = len(list)
+		if ruled[*said] == 0 {
+			list = append(list, Plan{Time: now, Route: said.Route, Decided: x.outcome, Then: said.Reason})
+			ruled[*said] = len(list)
 		}
-		list[ruled[r]-1].Recipients++
+		list[ruled[*said]-1].Recipients++
 	}
 	switch {
 	case d.pending == 0:
@@ -284,6 +284,10 @@ func (d *delivery) fullness(r *relay) (why string, until time.Time) {
 // skipped tells why r is not among the candidates, which are of the chosen tier; nil where there are none.
 func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 	x := SkippedRelay{Name: r.name}
+	if d.outside.Has(r.index) {
+		x.Why = "not all of the recipients may leave by it"
+		return x
+	}
 	if lacks := r.lacks(d); lacks != nil {
 		x.Why = "what it last offered isn't enough: " + lacks.Error()
 		if o := r.offers.Load(); o != nil {

@@ -13,7 +13,7 @@ type Hooks struct {
 	// AttemptStart is called before a relay is tried, when a connection slot of it is held (of a message that rode behind another's body the envelope has been sent
 	// by then, see Attempt.Rode). The function that it returns may be nil;
 	// it is called at the attempt's end. Each Attempt of the Receipt has had one call of both: where another relay was quicker to connect, the attempt ends for the slow one (see
-	// Attempt.Hedged), and begins for the other when that is connected.
+	// Attempt.Hedged), and begins for the other when that is connected. A message that leaves by several groups of relays (see Route) is tried at all of them at once, in a goroutine for each but the first.
 	AttemptStart func(ctx context.Context, a AttemptInfo) func(Attempt)
 	// Done is called at the end of every Deliver, Send and SendMail whose envelope was in order, with what is returned.
 	Done func(ctx context.Context, r *Receipt, err error)
@@ -29,7 +29,7 @@ type Hooks struct {
 type AttemptInfo struct {
 	EnvelopeID string
 	Relay      string
-	Number     int           // from 1
+	Number     int           // from 1; of those that the recipients have had, where a message leaves by several groups of relays (see Route)
 	Recipients int           // that the attempt is for
 	Wait       time.Duration // for a free connection
 }

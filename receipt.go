@@ -128,7 +128,7 @@ type Attempt struct {
 	Stage    Stage // how far it came: StageFinal where the relay answered the message
 	Reused   bool  // on a connection that had been used before
 	Rode     bool  // its envelope went out behind the body of another message, which saves a round trip
-	Hedged   bool  // in a race of connections (see Retry.NoHedging). Err nil: the relay was slow, and another, whose attempt is the next, was ready first; the message wasn't offered here, and this one is counted nowhere. Else it was asked beside a slow one, and failed
+	Hedged   bool  // in a race of connections (see Retry.NoHedging). Err nil: the relay was slow, and another, whose attempt is the next for these recipients, was ready first; the message wasn't offered here, and this one is counted nowhere. Else it was asked beside a slow one, and failed
 	Redialed bool  // the reused connection proved stale, or the relay lost the envelope that rode, and a new one took its place (RFC 5321 §3.8; counted nowhere)
 	Start    time.Time
 	Duration time.Duration // from Start, without Timings.Wait
@@ -168,7 +168,7 @@ func (r *Receipt) Count(o Outcome) int {
 }
 
 // Retry returns a copy of e for the deferred recipients only, to be sent after SendError.RetryAfter; nil if there are none. Where a
-// recipient was greylisted, the copy prefers the same relay. e must be the envelope that r is the receipt of; of a Send, one with the same From, whose
+// recipient was greylisted, the copy prefers the same relay (one of them, where relays of several Routes did so). e must be the envelope that r is the receipt of; of a Send, one with the same From, whose
 // Body is not looked at. A Reader body, which was
 // read, is replaced by what was read from it, which a large one keeps a temporary file open for as long as r, or the copy, can be reached; a File is read again.
 //

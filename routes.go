@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/smtplb/smtplb/internal/domain"
+	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
 )
 
@@ -135,13 +136,11 @@ func (d *delivery) routeOf(x *recipient) *route {
 func (p *Pool) dispatch(ctx context.Context, d *delivery) error {
 	for {
 		d.obey()
-		var err error
+		d.spare()
 		if d.torn = !d.follow(); d.torn {
-			err = p.runParts(ctx, d)
-		} else {
-			err = p.run(ctx, d)
+			return p.runParts(ctx, d)
 		}
-		if err != errRerouted {
+		if err := p.run(ctx, d); err != errRerouted {
 			return err
 		}
 		d.move()
@@ -177,8 +176,13 @@ func (d *delivery) obey() {
 	}
 }
 
-// rule settles x as r says, without a relay.
+// rule settles x as r says, without a relay. What was said before of one whom a relay may have accepted stands.
 func (d *delivery) rule(x *recipient, r *route) {
+	if x.ambiguous {
+		d.decide(x, Unknown)
+		return
+	}
+	x.relay, x.stage, x.reply = "", "", reply.Reply{}
 	x.err = &RouteError{Route: r.name, Reason: r.text}
 	switch r.action {
 	case RouteFail:
@@ -189,6 +193,17 @@ func (d *delivery) rule(x *recipient, r *route) {
 		d.decide(x, Deferred)
 		x.wait = retryTemporary
 	}
+}
+
+// spare leaves the relays alone that were to get the message once more, where nobody is pending whom they may have accepted.
+func (d *delivery) spare() {
+	if d.made == 0 || slices.ContainsFunc(d.rcpts, func(x recipient) bool { return x.outcome == 0 && x.ambiguous }) {
+		return
+	}
+	for w, again := range d.again {
+		d.tried[w] |= again
+	}
+	clear(d.again)
 }
 
 // follow makes the route of d's pending recipients d's own. It reports whether there is one that they have in common, and whether it leads to relays. RequireAll makes one of several: only relays that
@@ -228,11 +243,31 @@ func (d *delivery) follow() bool {
 
 // checkTogether makes sure that the recipients of RequireAll can go in one piece.
 func (d *delivery) checkTogether() error {
-	if d.fleet.table == nil || !d.env.RequireAll || !d.follow() {
+	if d.fleet.table == nil || !d.env.RequireAll {
 		return nil
 	}
-	if all := d.group; len(all.relays) == 0 || slices.ContainsFunc(all.relays, func(r *relay) bool { return !d.outside.Has(r.index) }) {
+	var groups []*group
+	for i := range d.rcpts {
+		switch r := d.routeOf(&d.rcpts[i]); {
+		case r.action == RouteDiscard: // and the others are sent
+		case r.action != RouteDeliver: // which goes for all
+			return nil
+		case !slices.Contains(groups, r.group):
+			groups = append(groups, r.group)
+		}
+	}
+	if len(groups) < 2 {
 		return nil
+	}
+	for _, r := range groups[0].relays {
+		if !slices.ContainsFunc(groups, func(g *group) bool { return !g.members.Has(r.index) }) {
+			return nil
+		}
+	}
+	for _, s := range groups[0].sources { // DNS may not have been asked yet
+		if !slices.ContainsFunc(groups, func(g *group) bool { return !slices.Contains(g.sources, s) }) {
+			return nil
+		}
 	}
 	return &EnvelopeError{Field: "RequireAll", Reason: "the recipients leave by routes that have no relay in common"}
 }
@@ -267,17 +302,21 @@ func (d *delivery) parts() []*part {
 	return parts
 }
 
-// branch makes a delivery of the same message for recipients of one route.
+// branch makes a delivery of the same message for recipients of one route. Where d has made attempts, it goes on from these.
 func (d *delivery) branch(r *route) *delivery {
 	b := newDelivery(d.pool, d.env)
 	b.man(d.fleet)
 	b.route, b.group = r, r.group
 	b.msg = d.msg
-	b.moved = d.moved
+	b.total, b.deadline, b.commitBy = d.total, d.deadline, d.commitBy
+	copy(b.tried, d.tried)
+	copy(b.again, d.again)
+	b.prefer, b.made, b.try.relay, b.moved = d.prefer, d.made, d.try.relay, d.moved
+	b.larger, b.tooLargeFor = d.larger, d.tooLargeFor
 	return b
 }
 
-// runParts sends d's parts, all at once: none waits for another's relays. It returns why one of them stopped early, errRerouted where the routes of some have been changed.
+// runParts sends d's parts, all at once: none waits for another's relays, also where an Update parts one again. It returns why one of them stopped early.
 func (p *Pool) runParts(ctx context.Context, d *delivery) error {
 	parts := d.parts()
 	var running sync.WaitGroup
@@ -304,9 +343,8 @@ func (p *Pool) runPart(ctx context.Context, x *part) {
 			x.panicked = recover() // nil after a runtime.Goexit, which goes on
 		}
 	}()
-	if x.cause = p.run(ctx, x.delivery); x.cause != errRerouted {
-		x.conclude(x.cause)
-	}
+	x.cause = p.dispatch(ctx, x.delivery)
+	x.conclude(x.cause)
 	x.ended = true
 }
 
@@ -315,16 +353,14 @@ func (d *delivery) join(parts []*part) (cause error) {
 	for _, x := range parts {
 		for n, i := range x.of {
 			d.rcpts[i] = x.rcpts[n]
-			d.rcpts[i].attempt = 0
+			d.throttled = d.throttled || x.throttled && x.rcpts[n].outcome == Deferred
 		}
-		d.pending += x.pending - len(x.of)
+		d.pending -= len(x.of)
 		d.receipt.Attempts = append(d.receipt.Attempts, x.receipt.Attempts...)
 		if x.receipt.prefer != "" {
 			d.receipt.prefer = x.receipt.prefer
 		}
-		d.throttled = d.throttled || x.throttled
-		d.moved = d.moved || x.moved
-		if cause == nil || x.cause == errRerouted {
+		if cause == nil {
 			cause = x.cause
 		}
 		x.free()

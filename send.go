@@ -103,6 +103,7 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	defer d.free()
 	if d.cause == nil {
+		d.limit(ctx)
 		d.cause = p.dispatch(ctx, d)
 	}
 	d.conclude(d.cause)
@@ -113,7 +114,6 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
-	d.limit(ctx)
 	defer d.leaveNext()
 	for d.pending > 0 && d.made < d.fleet.attempts {
 		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
@@ -322,6 +322,7 @@ var (
 	errWaitedEnough = errors.New("waited long enough for the preferred relay")
 	errAllBusy      = fmt.Errorf("%w: all relays are busy", ErrNoRelay)
 	errBudget       = fmt.Errorf("%w: the retry budget is used up", ErrNoRelay)
+	errApart        = fmt.Errorf("%w: the recipients leave by routes that have no relay in common", ErrNoRelay)
 )
 
 // choose fills in d.lanes, the relays that may take d now, and d.skip, the same as the picker of their tier wants it. Relays that are cooling down, or that
@@ -470,10 +471,11 @@ func (d *delivery) deny() {
 
 // nobody tells why choose found no relay: nil where all were tried or can't take such a message, so that their words decide.
 func (d *delivery) nobody() error {
-	untried, refused := false, false
+	untried, refused, outside := false, false, len(d.group.relays) > 0
 	now := time.Now()
 	var why []string
 	for _, r := range d.group.relays {
+		outside = outside && d.outside.Has(r.index)
 		if d.tried.Has(r.index) || d.outside.Has(r.index) || r.lacks(d) != nil {
 			continue
 		}
@@ -502,6 +504,8 @@ func (d *delivery) nobody() error {
 		}
 	}
 	switch {
+	case !untried && outside: // an Update has changed the routes, or they have a domain in common of which DNS names no relay: else Deliver would have refused it
+		return errApart
 	case !untried:
 		return nil
 	case d.pool.ctx.Err() != nil: // an Update that came too late has taken its relays away again

@@ -186,7 +186,7 @@ func (p *Pool) resolve(ctx context.Context, d *delivery) {
 	for {
 		d.place.Seen = p.conns.Changes() // before the fleet is read
 		d.move()
-		if len(d.group.sources) == 0 || d.hasty && len(d.group.relays) > 0 || !p.await(ctx, d.group) {
+		if d.torn || len(d.group.sources) == 0 || d.hasty && len(d.group.relays) > 0 || !p.await(ctx, d.group) {
 			return
 		}
 		d.hasty = true
