@@ -48,6 +48,7 @@ type tier struct {
 	number int         // Relay.Tier
 	within int         // 0: the first priority, with which the relays are whose Addr says where they are
 	panics atomic.Bool // see alarm
+	strain atomic.Bool // most of its weight is slow: nobody rests
 	picks  atomic.Pointer[picks]
 }
 

@@ -128,6 +128,11 @@ func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 			}
 		}
 	}
+	for _, g := range f.groups {
+		for _, t := range g.tiers {
+			t.strains()
+		}
+	}
 	if used {
 		p.checkDue(f, now)
 	}

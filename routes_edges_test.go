@@ -410,3 +410,52 @@ func TestRoutesThrottledElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// Where most of a group is slow nobody in it rests, though most of the tier is quick.
+func TestRoutesSlowGroup(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 12, func(c *smtplb.Config) {
+			c.Health.Interval = -1
+			for i := range 5 {
+				c.Relays[i].Tags = []string{"g"}
+			}
+			c.Routes = []smtplb.Route{{Recipients: []string{"g.test"}, Tags: []string{"g"}}}
+		})
+		defer h.close()
+		h.net.SetLatency(5*time.Millisecond, 5*time.Millisecond)
+		for i := 1; i < 5; i++ {
+			h.relays[i].On(smtptest.Mail).Delay(200 * time.Millisecond)
+		}
+		use := func(d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+				for _, to := range []string{"x@example.com", "x@g.test"} {
+					go func() {
+						if _, err := h.pool.Deliver(t.Context(), envelope(to)); err != nil {
+							t.Error(err)
+						}
+					}()
+				}
+			}
+		}
+		slow := func() (n int) {
+			for _, r := range h.relays[1:5] {
+				for _, m := range r.Messages() {
+					if m.To[0] == "x@g.test" {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		use(10 * time.Second)
+		if s := h.pool.Stats().Relays; s[0].Slow != 0 || s[1].Slow == 0 || s[4].Slow == 0 {
+			t.Fatalf("%+v", s)
+		}
+		before := slow()
+		use(time.Minute)
+		if n := slow() - before; n < 100 { // of 1,200: their weights are a sixth; 24 with rests
+			t.Errorf("the slow ones of the group had %d of 1,200 messages", n)
+		}
+		time.Sleep(time.Second)
+	})
+}

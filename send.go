@@ -234,8 +234,9 @@ func (d *delivery) quick() bool {
 		return false
 	}
 	d.asked = true
-	r := d.group.tiers[0].pick(d.info(nil, 1))
-	if r == nil || !d.may(r) || d.shuns(r) || r.rests() || !d.tryLane(r) {
+	t := d.group.tiers[0]
+	r := t.pick(d.info(nil, 1))
+	if r == nil || !d.may(r) || d.shuns(r) || t.rests(r) || !d.tryLane(r) {
 		return false
 	}
 	d.count(false)
@@ -442,7 +443,7 @@ func (d *delivery) mask(t *tier) *tier {
 		switch {
 		case !d.lanes.Has(r.member) || !d.pool.conns.Free(r.lane, d.place.Bulk):
 			continue
-		case r.rests():
+		case t.rests(r):
 			resting++
 		default:
 			quick = true
@@ -453,7 +454,7 @@ func (d *delivery) mask(t *tier) *tier {
 		return t
 	}
 	for i, r := range t.relays {
-		if r.rests() {
+		if t.rests(r) {
 			d.skip.add(i)
 		}
 	}

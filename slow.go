@@ -51,6 +51,9 @@ func (s *slowness) rests() bool {
 	return until != 0 && until > time.Now().UnixNano() && !s.fails.Load()
 }
 
+// rests reports whether one of the tier's relays is left alone for its slowness, where another of them is free.
+func (t *tier) rests(r *relay) bool { return r.rests() && !t.strain.Load() }
+
 // used begins the next rest of a slow relay.
 func (s *slowness) used() {
 	if until := s.rest.Load(); until != 0 {
@@ -113,4 +116,18 @@ func (t *tier) compare(now time.Time, demotes bool) {
 		r.envelope.Relax(time.Duration(median), now.UnixNano())
 		r.latency.Relax(time.Duration(usual), now.UnixNano())
 	}
+}
+
+// strains looks whether most of a route's tier is slow, though most of the relays of that tier are not: a small part of the weight is not to get many times its own there either.
+func (t *tier) strains() {
+	all, quick := 0, 0
+	for _, r := range t.relays {
+		if r.well() {
+			all += r.weight
+			if r.slow() == 0 {
+				quick += r.weight
+			}
+		}
+	}
+	t.strain.Store(2*quick < all)
 }
