@@ -3,6 +3,8 @@ package smtplb_test
 import (
 	"context"
 	"errors"
+	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -458,4 +460,89 @@ func TestRoutesSlowGroup(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 	})
+}
+
+// All parts send the same bytes, out of one temporary file, and so does the retry of one.
+func TestRoutesShareAFile(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 5, func(c *smtplb.Config) {
+			groups(c)
+			c.SpillSize, c.SpillDir = 1, t.TempDir()
+			for i := range c.Relays {
+				c.Relays[i].Breaker.Off = true
+			}
+		})
+		defer h.close()
+		for i := range 2 {
+			h.relays[i].On(smtptest.EndOfData).Times(1).Reply(451, "4.3.0 Not now")
+		}
+		body := "Subject: s\r\n\r\n" + strings.Repeat("A line of a message that is long enough.\r\n", 20_000)
+		e := envelope("x@a.test", "x@b.test", "x@c.test")
+		e.Body = smtplb.Reader(strings.NewReader(body))
+		r, err := h.pool.Deliver(t.Context(), e)
+		if !errors.Is(err, smtplb.ErrPartial) || outcomes(r) != "deferred accepted accepted" {
+			t.Fatalf("%v: %v", r, err)
+		}
+		again := r.Retry(e)
+		if r, err := h.pool.Deliver(t.Context(), again); err != nil || len(r.Recipients) != 1 {
+			t.Errorf("%v: %v", r, err)
+		}
+		n := 0
+		for _, s := range h.relays {
+			for _, m := range s.Messages() {
+				if n++; string(m.Data) != body {
+					t.Errorf("%v got %d bytes", m.To, len(m.Data))
+				}
+			}
+		}
+		if n != 3 {
+			t.Errorf("%d are stored", n)
+		}
+	})
+}
+
+// A panic, or a Goexit, in a part of a part comes out of Deliver, and the others are finished first.
+func TestRoutesUpdatePanics(t *testing.T) {
+	for _, exits := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			var c smtplb.Config
+			h := newHouse(t, 4, func(cfg *smtplb.Config) {
+				cfg.Relays[1].Conns.Max = 1
+				cfg.Routes = []smtplb.Route{{Recipients: []string{"slow.test"}, Relays: []string{"r0"}}, {Relays: []string{"r1"}}}
+				dial := cfg.Dial
+				cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					switch {
+					case !strings.HasPrefix(addr, "r3"):
+						return dial(ctx, network, addr)
+					case exits:
+						runtime.Goexit()
+					}
+					panic("dial")
+				}
+				c = *cfg
+			})
+			defer h.close()
+			h.relays[0].On(smtptest.EndOfData).Delay(2 * time.Minute)
+			h.relays[1].On(smtptest.EndOfData).Times(1).Delay(time.Minute)
+			go func() { _, _ = h.pool.Deliver(t.Context(), envelope("first@c.test")) }()
+			synctest.Wait()
+			done := make(chan any, 1)
+			go func() {
+				defer func() { done <- recover() }()
+				_, err := h.pool.Deliver(t.Context(), envelope("x@slow.test", "x@a.test", "x@b.test"))
+				t.Errorf("it returned: %v", err)
+			}()
+			time.Sleep(time.Second)
+			c.Routes = []smtplb.Route{{Recipients: []string{"slow.test"}, Relays: []string{"r0"}}, {Recipients: []string{"a.test"}, Relays: []string{"r2"}}, {Relays: []string{"r3"}}}
+			if err := h.pool.Update(c); err != nil {
+				t.Fatal(err)
+			}
+			if x := <-done; exits && x != nil || !exits && x != "dial" {
+				t.Errorf("what came out: %v", x)
+			}
+			if a, b := h.stored("x@slow.test"), h.stored("x@a.test"); a != 1 || b != 1 {
+				t.Errorf("%d and %d are stored", a, b)
+			}
+		})
+	}
 }
