@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -138,8 +139,12 @@ func (e *SendError) As(target any) bool {
 			return true
 		}
 	}
-	if e.Receipt.Count(Deferred) > 0 {
+	switch {
+	case e.Receipt.Count(Deferred) > 0:
 		*t = &textproto.Error{Code: 451, Msg: e.Error()}
+		return true
+	case e.Is(ErrPermanent) && slices.ContainsFunc(e.Receipt.Recipients, func(x RecipientResult) bool { return errors.As(x.err, new(*RouteError)) }):
+		*t = &textproto.Error{Code: 550, Msg: e.Error()}
 		return true
 	}
 	return false

@@ -118,6 +118,10 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 			}
 			names[x.Name] = i
 		}
+		if n := len(rules) + len(orAny(x.Recipients))*len(orAny(x.Senders))*len(orAny(x.Streams)); n > maxRules {
+			f.add(path, "makes %d combinations of recipients, senders and streams with those before it; at most %d", n, maxRules)
+			return nil
+		}
 		for r, rcpt := range orAny(x.Recipients) {
 			open = open || rcpt == "*" && slices.Contains(orAny(x.Senders), "*") && x.Streams == nil
 			for s, sender := range orAny(x.Senders) {
@@ -155,6 +159,9 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 	}
 	return table
 }
+
+// maxRules bounds the combinations of all routes' patterns: they take some 170 bytes each.
+const maxRules = 10_000_000
 
 // rulePlace is where a rule of the table comes from.
 type rulePlace struct{ route, recipient, sender, stream int }
@@ -199,6 +206,9 @@ func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
 		}
 	}
 	for n, s := range x.Streams {
+		if s == "*" {
+			f.add(fmt.Sprintf("%s.Streams[%d]", path, n), "is no pattern; nil stands for all")
+		}
 		if len(s) > maxStream || strings.ContainsFunc(s, isControl) {
 			f.add(fmt.Sprintf("%s.Streams[%d]", path, n), "control characters, or more than %d bytes", maxStream)
 		}

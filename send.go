@@ -39,12 +39,16 @@ func (p *Pool) Send(ctx context.Context, msg *mail.Msg) (*Receipt, error) {
 // errors.As finds the relay's refusal as a *textproto.Error. Unlike there, addresses are checked against RFC 5321's grammar before anything is sent, TLS and the
 // name in EHLO are as configured, a message is sent over another relay where one fails, and nothing is sent twice: a recipient who is named twice gets
 // it once. A lone CR becomes CRLF too; an empty message, a NUL, a line of more than 998 bytes, and 8-bit text where no relay offers 8BITMIME are
-// refused. A 5xx that is not about the message (a greeting, say) is found as a 451. It waits as long as it must: for a limit use Deliver.
+// refused. A 5xx that is not about the message (a greeting, say) is found as a 451, and what a Route fails as a 550. A recipient that a Route has discarded counts as one that got it: an error would have the others sent to
+// again. It waits as long as it must: for a limit use Deliver.
 func (p *Pool) SendMail(addr string, a smtp.Auth, from string, to []string, msg []byte) error {
 	if from == "" {
 		from = "<>"
 	}
 	_, err := p.Deliver(context.Background(), &Envelope{From: from, To: to, Body: Bytes(msg), RequireAll: true, LineEndings: LineEndingsLenient})
+	if errors.Is(err, ErrDiscarded) {
+		return nil
+	}
 	return err
 }
 
