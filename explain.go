@@ -3,6 +3,7 @@ package smtplb
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -93,8 +94,8 @@ func (d *delivery) plans(now time.Time) (list []Plan) {
 	d.obey()
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
-		said, ok := x.err.(*RouteError)
-		if !ok {
+		var said *RouteError
+		if !errors.As(x.err, &said) {
 			continue
 		}
 		if ruled[*said] == 0 {
