@@ -505,7 +505,7 @@ func (a *attempt) release() {
 		t.Put(0)
 	case conn.Reusable() && a.sound:
 		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most || a.relay.outdated() { // RFC 9422; opened by what was configured before, maybe after the lane was flushed
-			a.pool.part(*t, conn) // what t points at is used for the next attempt
+			a.pool.retireTurn(*t, conn) // what t points at is used for the next attempt
 			return
 		}
 		t.Put(a.uses)

@@ -37,7 +37,7 @@ type Envelope struct {
 	// RequireTLS asks each relay on the way to pass the message on over verified TLS only, or not at all (RFC 8689). Relays that don't offer REQUIRETLS, or whose own
 	// certificate isn't verified, are skipped.
 	RequireTLS bool
-	// RequireAll sends to all recipients, in one transaction, or to none. A relay that takes fewer recipients at once than there are can't be used.
+	// RequireAll sends to all recipients, in one transaction, or to none. A relay that takes fewer recipients at once than there are can't be used, nor one that a Route keeps from a recipient; where that leaves none, it is an error.
 	RequireAll bool
 	// AtLeastOnce sends again where the outcome is unknown, the same bytes, to the same relay first. The recipient may get the message twice. Default: at most once.
 	AtLeastOnce bool

@@ -128,8 +128,8 @@ func (p *Pool) retire(c *session.Conn, why connpool.Reason, gone func()) bool {
 	})
 }
 
-// part ends a turn whose connection is not to be used again: with a QUIT in the background, and the slot is free when the relay knows.
-func (p *Pool) part(t connpool.Turn[*session.Conn], c *session.Conn) {
+// retireTurn ends a turn whose connection is not to be used again: with a QUIT in the background, and the slot is free when the relay knows.
+func (p *Pool) retireTurn(t connpool.Turn[*session.Conn], c *session.Conn) {
 	if !p.retire(c, connpool.ReasonDrained, func() { t.Drop() }) {
 		_ = c.Close()
 		t.Drop()

@@ -294,7 +294,6 @@ func (d *delivery) parts() []*part {
 			n = len(parts)
 			parts = append(parts, &part{delivery: d.branch(r)})
 		}
-		x.attempt = 0 // of another count
 		parts[n].of = append(parts[n].of, i)
 		parts[n].rcpts = append(parts[n].rcpts, x)
 		parts[n].pending++

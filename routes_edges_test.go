@@ -3,6 +3,7 @@ package smtplb_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"runtime"
 	"slices"
@@ -183,6 +184,67 @@ func updatedAfter(t *testing.T, n int, change func(*smtplb.Config), routes ...sm
 		c = *cfg
 	})
 	return h
+}
+
+// A part whose relay hasn't said anything is not failed because one of before the Update refused it.
+func TestRoutesUpdateForgetsNoRefusal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := updatedAfter(t, 3, func(c *smtplb.Config) {
+			c.Retry.Attempts = 2
+			c.Routes = []smtplb.Route{{Relays: []string{"r0"}}}
+		},
+			smtplb.Route{Recipients: []string{"a.test"}, Relays: []string{"r1"}},
+			smtplb.Route{Recipients: []string{"b.test"}, Relays: []string{"r2"}})
+		defer h.close()
+		h.relays[0].On(smtptest.Mail).Reply(550, "5.7.1 Sender not allowed here")
+		h.relays[1].Kill()
+		h.relays[2].Kill()
+		r, err := h.pool.Deliver(t.Context(), envelope("x@a.test", "x@b.test"))
+		if !errors.Is(err, smtplb.ErrTemporary) || outcomes(r) != "deferred deferred" || len(r.Attempts) != 3 {
+			t.Errorf("%v: %v", r, err)
+		}
+	})
+}
+
+// That a message is too large for a relay with a certain SIZE is known of it also when an Update has parted it.
+func TestRoutesUpdateKeepsTheSize(t *testing.T) {
+	var relays []*smtptest.Server
+	var c smtplb.Config
+	var h *house
+	h = newHouse(t, 3, func(cfg *smtplb.Config) {
+		cfg.Dial, cfg.Balancer = nil, smtplb.FirstAvailable()
+		for i := range cfg.Relays {
+			s := smtptest.NewServer()
+			t.Cleanup(s.Close)
+			relays, cfg.Relays[i].Addr = append(relays, s), s.Addr
+		}
+		cfg.Hooks.AttemptStart = func(_ context.Context, a smtplb.AttemptInfo) func(smtplb.Attempt) {
+			if a.EnvelopeID != "large" || a.Number > 1 {
+				return nil
+			}
+			return func(smtplb.Attempt) {
+				c.Routes = []smtplb.Route{{Recipients: []string{"a.test"}, Relays: []string{"r1"}}, {Recipients: []string{"b.test"}, Relays: []string{"r2"}}}
+				if err := h.pool.Update(c); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		c = *cfg
+	})
+	defer h.close()
+	for i := range relays { // so that what they offer is known
+		e := envelope("x@c.test")
+		e.Prefer = fmt.Sprintf("r%d", i)
+		if _, err := h.pool.Deliver(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relays[0].On(smtptest.EndOfData).Reply(552, "5.3.4 Message too big for system")
+	e := envelope("x@a.test", "x@b.test")
+	e.ID = "large"
+	if r, err := h.pool.Deliver(t.Context(), e); !errors.Is(err, smtplb.ErrTemporary) || len(r.Attempts) != 1 {
+		t.Errorf("%v: %v", r, err)
+	}
 }
 
 // What was tried before an Update parted the message is not forgotten: relays that refused it aren't asked again, attempts are counted on, and one that may have it gets it first.

@@ -118,7 +118,9 @@ func TestRoutesEndByTheirGroup(t *testing.T) {
 		defer h.close()
 		h.relays[0].Kill()
 		h.relays[1].Kill()
-		_, _ = h.pool.Deliver(t.Context(), envelope("x@a.test"))
+		if r, err := h.pool.Deliver(t.Context(), envelope("x@a.test")); len(r.Attempts) != 2 || r.Recipients[0].RetryAfter < 50*time.Second {
+			t.Errorf("%v, %v, %v", r, err, r.Recipients[0].RetryAfter)
+		}
 		r, err := h.pool.Deliver(t.Context(), envelope("x@a.test", "x@c.test"))
 		if !errors.Is(err, smtplb.ErrNoRelay) || outcomes(r) != "deferred accepted" || r.Recipients[0].RetryAfter < 50*time.Second || len(r.Attempts) != 1 {
 			t.Errorf("%v, %v, %v", r, err, r.Recipients[0].RetryAfter)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -49,28 +48,7 @@ var haproxyRate = flag.Int("haproxy.rate", 100, "messages a second of each clien
 // over connections of their own: p99 alone would say as much of the machine as of
 // who chooses.
 func TestHAProxy(t *testing.T) {
-	const runs = 3
-	var why []string
-	shown := 0
-	for range runs {
-		worse, late := besideHAProxy(t)
-		if t.Failed() || worse == "" && late < starved {
-			return
-		}
-		if worse == "" {
-			shown++
-		}
-		if late >= starved {
-			worse += fmt.Sprintf("The machine was too busy: timers were up to %v late in 99 of 100 cases. ", ms(late))
-		}
-		t.Log(worse)
-		why = append(why, worse)
-	}
-	if shown == runs {
-		t.Logf("THE MACHINE WAS TOO BUSY in all %d runs. In each p99 was at most HAProxy's, and the slow relay got at most half as many messages.", runs)
-		return
-	}
-	t.Errorf("none of %d runs has shown that p99 is at most HAProxy's:\n%s", runs, strings.Join(why, "\n"))
+	shown(t, "p99 is at most HAProxy's, and the slow relay gets at most half as many messages", besideHAProxy)
 }
 
 const (

@@ -225,28 +225,7 @@ func TestCredentials(t *testing.T) {
 // it on a machine that had time for it, before and while the relay was stopped.
 // Where it had in none, all three must show it.
 func TestStopped(t *testing.T) {
-	const runs = 3
-	var why []string
-	shown := 0
-	for range runs {
-		slow, late := stopped(t)
-		if t.Failed() || slow == "" && late < starved {
-			return
-		}
-		if slow == "" {
-			shown++
-		}
-		if late >= starved {
-			slow += fmt.Sprintf("The machine was too busy: timers were up to %v late in 99 of 100 cases. ", ms(late))
-		}
-		t.Log(slow)
-		why = append(why, slow)
-	}
-	if shown == runs {
-		t.Logf("THE MACHINE WAS TOO BUSY in all %d runs. In each p99 was at most twice what it was before.", runs)
-		return
-	}
-	t.Errorf("none of %d runs has shown that p99 stays within twice what it was:\n%s", runs, strings.Join(why, "\n"))
+	shown(t, "p99 is at most twice what it was", stopped)
 }
 
 // stopped returns what was too slow, if anything, and how starved the process
