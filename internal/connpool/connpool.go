@@ -213,16 +213,20 @@ type Pool[C any] struct {
 	nowhere lane[C]       // what the numbers stand for whose lane's place was given away: removed, nothing else
 	changes atomic.Uint64 // see Changes; written only under mu
 
-	mu      sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
-	closed  bool
-	waiting int                             // waiters, in the queue or riding
-	tickets uint64                          // waiters that have come
-	riders  seat[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
-	conns   map[*conn[C]]struct{}           // all connections, idle and in use
-	timer   *time.Timer                     // calls reap; nil until there is something to expire
-	alarm   time.Duration                   // when the timer fires, at the latest; never: it isn't set
-	wake    struct{ head, tail *waiter[C] } // to be woken when the lock is released
-	shut    *conn[C]                        // to be closed when the lock is released
+	mu       sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
+	closed   bool
+	waiting  int                             // waiters, in the queue or riding
+	tickets  uint64                          // waiters that have come
+	riders   seat[C]                         // the ring of the waiters that ride and are not in the queue, first boarded first
+	conns    map[*conn[C]]struct{}           // all connections, idle and in use
+	timer    *time.Timer                     // calls reap; nil until there is something to expire
+	alarm    time.Duration                   // when the timer fires, at the latest; never: it isn't set
+	paying   int                             // waiters in the queue that pay a fare
+	eased    bool                            // some may be able to pay, of lanes that opens says so of,
+	easedAll bool                            // or of any lane
+	round    uint64                          // calls of firstPaying
+	wake     struct{ head, tail *waiter[C] } // to be woken when the lock is released
+	shut     *conn[C]                        // to be closed when the lock is released
 }
 
 // lane is one lane of a pool. Everything but number, mirror and reused is guarded
@@ -232,19 +236,21 @@ type lane[C any] struct {
 	removed  bool   // for ever
 	until    uint64 // the pool's changes when it was removed
 	state    State
-	peace    bool       // it is Down by Drain
-	epoch    uint64     // calls of SetState and RemoveLane
-	flushes  uint64     // calls of Flush
-	limits   Limits     // as given, but Max and MaxIdle as counts: unlimited is math.MaxInt
-	held     int        // turns
-	checking int        // idle connections that Recheck has taken out; each occupies a slot
-	leaving  int        // connections that are being closed, where there is a Config.Retire; each occupies a slot
-	idle     []*conn[C] // ordered by since: the newest is last
-	queue    queue[C]   // the waiters in the queue that name the lane, but those that are bulk
-	bulk     queue[C]   // these
-	waiting  int        // the waiters that name it, those that ride too
-	mostHeld int        // held at its highest before a turn ended, so far
-	mostWait int        // waiting likewise
+	peace    bool          // it is Down by Drain
+	epoch    uint64        // calls of SetState and RemoveLane
+	flushes  uint64        // calls of Flush
+	limits   Limits        // as given, but Max and MaxIdle as counts: unlimited is math.MaxInt
+	held     int           // turns
+	checking int           // idle connections that Recheck has taken out; each occupies a slot
+	leaving  int           // connections that are being closed, where there is a Config.Retire; each occupies a slot
+	idle     []*conn[C]    // ordered by since: the newest is last
+	queue    queue[C]      // the waiters in the queue that name the lane, but those that are bulk, or pay a fare
+	bulk     queue[C]      // those that are bulk, and pay none
+	lines    []*line[C]    // those that pay, in lines of their own; see toll.go
+	opens    time.Duration // when the first of those may be able to pay, in pool time; never: nobody waits for that
+	waiting  int           // the waiters that name it, those that ride too
+	mostHeld int           // held at its highest before a turn ended, so far
+	mostWait int           // waiting likewise
 	opened   uint64
 	closed   [numReasons]uint64
 
@@ -334,23 +340,11 @@ func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 // nothing is served, and for what comeBack takes, which frees none.)
 func (p *Pool[C]) unlock(l *lane[C]) {
 	if l != nil {
-		for p.grantable(l, false) {
-			w := l.first(p.grantable(l, true))
-			if w == nil {
-				break
-			}
-			p.serve(w, l)
-		}
-		// Only now, so that a waiter takes over what would be too much to keep.
-		// To trim because of those that are leaving would only make more leave.
-		room := max(0, min(l.limits.Max-l.held-l.checking, l.limits.MaxIdle))
-		if n := len(l.idle) - room; n > 0 {
-			for _, c := range l.idle[:n] {
-				p.shutConn(c, ReasonTrimmed)
-			}
-			l.idle = slices.Delete(l.idle, 0, n)
-		}
-		p.publish(l)
+		p.handOut(l)
+		p.trim(l)
+	}
+	if p.eased || p.easedAll {
+		p.ease()
 	}
 	w, c := p.wake.head, p.shut
 	p.wake.head, p.wake.tail, p.shut = nil, nil, nil
@@ -365,6 +359,31 @@ func (p *Pool[C]) unlock(l *lane[C]) {
 	for ; c != nil; c = c.next {
 		p.closeConn(c)
 	}
+}
+
+// handOut serves those who wait for the free slots of a lane.
+func (p *Pool[C]) handOut(l *lane[C]) {
+	for p.grantable(l, false) {
+		w := p.first(l, p.grantable(l, true), len(l.idle) == 0)
+		if w == nil {
+			return
+		}
+		p.serve(w, l)
+	}
+	l.opens = never // it is looked at when a slot is free
+}
+
+// trim has the idle connections of a lane closed that are too many for it. It comes after handOut, so that a waiter takes over what would be too much to keep. To trim because of those
+// that are leaving would only make more leave.
+func (p *Pool[C]) trim(l *lane[C]) {
+	room := max(0, min(l.limits.Max-l.held-l.checking, l.limits.MaxIdle))
+	if n := len(l.idle) - room; n > 0 {
+		for _, c := range l.idle[:n] {
+			p.shutConn(c, ReasonTrimmed)
+		}
+		l.idle = slices.Delete(l.idle, 0, n)
+	}
+	p.publish(l)
 }
 
 // closeConn closes a connection of the shut list, without the lock.
@@ -404,20 +423,35 @@ func (l *lane[C]) slots(bulk bool) int {
 	return l.limits.Max
 }
 
-// first returns the first waiter in the queue of a lane, nil if there is none.
-// Unless bulk may have the slot, it is the first of those that are not bulk.
-func (l *lane[C]) first(bulk bool) *waiter[C] {
-	if bulk && len(l.bulk) > 0 && (len(l.queue) == 0 || l.bulk[0].before(&l.queue[0])) {
-		return l.bulk.first()
+// first returns the first waiter in the queue of a lane who can have a slot of it
+// now, nil if there is none. Unless bulk may have the slot, it is the first of
+// those that are not bulk. fresh: the slot comes without a connection.
+func (p *Pool[C]) first(l *lane[C], bulk, fresh bool) *waiter[C] {
+	var top *place[C]
+	if len(l.queue) > 0 {
+		top = &l.queue[0]
 	}
-	return l.queue.first()
+	if bulk && len(l.bulk) > 0 && (top == nil || l.bulk[0].before(top)) {
+		top = &l.bulk[0]
+	}
+	if len(l.lines) > 0 {
+		top = p.firstPaying(l, bulk, fresh, top)
+	}
+	if top == nil {
+		return nil
+	}
+	return top.link.w
 }
 
 // grant takes a slot of a grantable lane, together with its newest idle
-// connection.
-func (p *Pool[C]) grant(l *lane[C]) turn[C] {
-	t := turn[C]{pool: p, lane: l, flushes: l.flushes, conn: l.pop()}
+// connection, for a fare that can be paid.
+func (p *Pool[C]) grant(l *lane[C], f Fare) turn[C] {
+	t := turn[C]{pool: p, lane: l, flushes: l.flushes, conn: l.pop(), fare: f}
 	l.held++
+	if f != nil {
+		t.fresh = t.conn == nil
+		f.Pay(l.number, p.clock(p.now()), t.fresh)
+	}
 	if l.state == Once {
 		t.once, t.epoch = true, l.epoch
 		l.state = Down
@@ -588,6 +622,11 @@ func (p *Pool[C]) reap() {
 	for _, l := range *p.lanes.Load() {
 		p.sweep(l, now)
 		p.publish(l) // what is being retired occupies its slot
+		if l.opens <= now {
+			p.eased = true
+		} else if l.opens != never {
+			p.setAlarm(l.opens, now)
+		}
 	}
 	p.unlock(nil)
 }

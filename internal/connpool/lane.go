@@ -18,7 +18,7 @@ func Member(lane int) int { return lane & (1<<memberBits - 1) }
 func (p *Pool[C]) AddLane(limits Limits, s State) int {
 	p.mu.Lock()
 	old := *p.lanes.Load()
-	l := &lane[C]{number: len(old), state: s, limits: limits.counts()}
+	l := &lane[C]{number: len(old), state: s, limits: limits.counts(), opens: never}
 	all := append(old[:len(old):len(old)], l)
 	for i, gone := range old {
 		if gone.removed && gone.until != p.changes.Load() && gone.held+gone.checking+gone.leaving+gone.waiting == 0 {
@@ -188,7 +188,7 @@ func (p *Pool[C]) try(lane int, bulk bool) (t turn[C], ok bool) {
 	}
 	p.mu.Lock()
 	if ok = p.grantable(l, bulk); ok {
-		t = p.grant(l)
+		t = p.grant(l, nil)
 	}
 	p.unlock(l)
 	return t, ok
@@ -216,7 +216,7 @@ func (p *Pool[C]) tryIdle(lane int) (t turn[C], ok bool) {
 	l := p.lane(lane)
 	p.mu.Lock()
 	if ok = len(l.idle) > 0 && p.grantable(l, true); ok {
-		t = p.grant(l)
+		t = p.grant(l, nil)
 		t.checks = true
 	}
 	p.unlock(l)

@@ -19,7 +19,8 @@ type place[C any] struct {
 type link[C any] struct {
 	w    *waiter[C]
 	lane *lane[C]
-	at   int // where its place is, while the waiter is queued
+	line *line[C] // of a fare, while the waiter is queued
+	at   int      // where its place is, while the waiter is queued
 }
 
 // before reports whether a place is in front of another.

@@ -45,10 +45,14 @@ func (t *Turn[C]) Board(uses int) (load any, ok bool) {
 	}
 	now := p.now()
 	p.mu.Lock()
-	if w := l.first(l.held <= l.slots(true)); w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
+	if w := p.first(l, l.held <= l.slots(true), false); w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
 		c := t.conn
 		c.rider, c.taken = w, true
-		w.unqueue()
+		p.unqueue(w)
+		if w.fare != nil {
+			w.fare.Pay(l.number, p.clock(now), false)
+			w.paid = true
+		}
 		w.conn = c
 		w.seat.w = w
 		w.seat.insert(&p.riders)
@@ -114,9 +118,15 @@ func (t *turn[C]) handOver(now time.Duration) bool {
 		return false
 	}
 	w := c.rider
-	w.disembark()
+	paid := w.paid
+	w.paid = false // but the turn has
+	p.disembark(w)
 	p.leave(w)
 	w.turn = turn[C]{pool: p, lane: l, conn: c, rides: true, flushes: t.flushes}
+	if paid {
+		w.turn.fare = w.fare
+	}
+	t.payOff()
 	p.wakeLater(w)
 	t.conn, t.holds, t.ended = nil, false, true
 	return true
@@ -126,7 +136,7 @@ func (t *turn[C]) handOver(now time.Duration) bool {
 // queue back. What comeBack asks for must hold.
 func (p *Pool[C]) alight(c *conn[C]) {
 	if w := c.rider; w != nil {
-		w.disembark()
+		p.disembark(w)
 		if !w.queued {
 			p.comeBack(w)
 		}
@@ -135,7 +145,11 @@ func (p *Pool[C]) alight(c *conn[C]) {
 
 // disembark parts a rider from its connection, which does not become usable by
 // that.
-func (w *waiter[C]) disembark() {
+func (p *Pool[C]) disembark(w *waiter[C]) {
+	if w.paid {
+		w.paid = false
+		p.ended(w.fare, w.conn.lane, false, false)
+	}
 	w.conn.rider = nil
 	w.conn = nil
 	if w.seat.next != nil {
@@ -154,7 +168,7 @@ func (p *Pool[C]) comeBack(w *waiter[C]) {
 		return
 	}
 	for i := range w.links {
-		if l := w.links[i].lane; p.grantable(l, w.bulk) {
+		if l := w.links[i].lane; w.fare == nil && p.grantable(l, w.bulk) {
 			p.serve(w, l)
 			p.publish(l)
 			return
@@ -166,7 +180,7 @@ func (p *Pool[C]) comeBack(w *waiter[C]) {
 	case !w.hasLane():
 		p.fail(w, ErrNoLane)
 	default:
-		w.enqueue()
+		p.enqueue(w) // where unlock finds it, if it is to pay: there may be somebody in front who can pay now
 	}
 }
 

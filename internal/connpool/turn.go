@@ -23,6 +23,10 @@ type turn[C any] struct {
 	once    bool   // granted by a lane that was Once
 	epoch   uint64 // the lane's, if once
 	flushes uint64 // the lane's
+	fare    Fare   // paid; nil: there was none
+	fresh   bool   // a connection was part of it
+	dials   bool   // and is opened
+	spent   bool   // the fare is not given back
 }
 
 // Lane returns the number of the lane.
@@ -201,4 +205,5 @@ func (t *turn[C]) end(now time.Duration) {
 	}
 	t.lane.held--
 	t.conn, t.holds, t.ended = nil, false, true
+	t.payOff()
 }

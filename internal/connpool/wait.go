@@ -13,6 +13,8 @@ type waiter[C any] struct {
 	links  []link[C] // one for each lane named; fixed while queued, as others point into it
 	queued bool
 	bulk   bool
+	fare   Fare          // nil: it pays none
+	paid   bool          // it has paid for its ride
 	ticket Ticket        // its place among those that are due when it is
 	due    time.Duration // its place in each queue, in pool time
 	seen   uint64        // the pool's changes when it came
@@ -49,6 +51,8 @@ type Request struct {
 	Lag time.Duration
 	// Bulk gets no slot that a lane keeps back (Limits.Reserved).
 	Bulk bool
+	// Fare is what a turn costs, nil: nothing. It must not change while it is waited with, and is kept for as long as the turn.
+	Fare Fare
 	// Rider is offered to be taken along, see [Turn.Board]. It may be nil.
 	Rider *Rider
 	// Ticket is the place in the queue. It is set when Wait joins the queue with the
@@ -91,6 +95,7 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 		return t, context.Cause(ctx)
 	}
 	p.mu.Lock()
+	p.catchUp()
 	all, changes := *p.lanes.Load(), p.changes.Load()
 	lanes, end := r.Lanes, min(len(all), 64*len(r.Lanes))
 	if r.Seen != 0 && r.Seen != changes {
@@ -99,8 +104,8 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 	named, up := 0, 0
 	for i := nextBit(lanes, 0); i < end; i = nextBit(lanes, i+1) {
 		l := all[i]
-		if p.grantable(l, r.Bulk) {
-			t = p.grant(l)
+		if p.grantable(l, r.Bulk) && (r.Fare == nil || p.passes(l, r.Fare, r.Ticket, r.Lag)) {
+			t = p.grant(l, r.Fare)
 			p.unlock(l)
 			return t, nil
 		}
@@ -132,15 +137,15 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 		p.tickets++
 		r.Ticket = Ticket{p.tickets, p.now()}
 	}
-	w.bulk, w.ticket, w.seen, w.rider = r.Bulk, r.Ticket, changes, r.Rider
-	w.due = r.Ticket.came + min(max(r.Lag, -century), century)
+	w.bulk, w.fare, w.ticket, w.seen, w.rider = r.Bulk, r.Fare, r.Ticket, changes, r.Rider
+	w.due = r.Ticket.due(r.Lag)
 	for i := range w.links {
 		l := w.links[i].lane
 		l.waiting++
 		l.mostWait = max(l.mostWait, l.waiting)
 	}
 	p.waiting++
-	w.enqueue()
+	p.enqueue(w)
 	p.unlock(nil)
 
 	select {
@@ -165,46 +170,73 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 		r.Rider.Lent = w.lent
 	}
 	clear(w.links)
-	w.links, w.rider, w.lent, w.turn, w.err = w.links[:0], nil, false, turn[C]{}, nil
+	w.links, w.fare, w.rider, w.lent, w.turn, w.err = w.links[:0], nil, nil, false, turn[C]{}, nil
 	p.waiters.Put(w)
 	return t, err
 }
 
 // The methods that follow need the lock.
 
+// due returns when who came with the ticket, and with that lag, is due.
+func (t Ticket) due(lag time.Duration) time.Duration {
+	return t.came + min(max(lag, -century), century)
+}
+
 // enqueue gives a waiter its place in the queue of each lane it names.
-func (w *waiter[C]) enqueue() {
+func (p *Pool[C]) enqueue(w *waiter[C]) {
 	for i := range w.links {
 		k := &w.links[i]
-		k.lane.queueOf(w).push(k)
+		if w.fare != nil {
+			k.line = k.lane.lineOf(w)
+			k.lane.opens = 0 // to find out when it can pay
+		}
+		k.queue().push(k)
 	}
 	w.queued = true
+	if w.fare != nil {
+		p.paying++
+		p.eased = true
+	}
 }
 
 // unqueue takes a waiter out of all queues; it keeps its ticket.
-func (w *waiter[C]) unqueue() {
+func (p *Pool[C]) unqueue(w *waiter[C]) {
 	for i := range w.links {
 		k := &w.links[i]
-		k.lane.queueOf(w).remove(k)
+		k.queue().remove(k)
+		if k.line != nil {
+			k.line.close()
+			k.line = nil
+		}
 	}
 	w.queued = false
+	if w.fare != nil {
+		p.paying--
+		if w.fare.Leave(w.place()) {
+			p.easedAll = true
+		}
+	}
 }
 
-func (l *lane[C]) queueOf(w *waiter[C]) *queue[C] {
-	if w.bulk {
-		return &l.bulk
+// queue is where the link has its place.
+func (k *link[C]) queue() *queue[C] {
+	switch {
+	case k.line != nil:
+		return &k.line.queue
+	case k.w.bulk:
+		return &k.lane.bulk
 	}
-	return &l.queue
+	return &k.lane.queue
 }
 
 // leave ends a wait: the waiter is nowhere any more.
 func (p *Pool[C]) leave(w *waiter[C]) {
 	if w.queued {
-		w.unqueue()
+		p.unqueue(w)
 	}
 	if w.conn != nil {
 		w.lent = true // to a turn that has not ended
-		w.disembark()
+		p.disembark(w)
 	}
 	for i := range w.links {
 		w.links[i].lane.waiting--
@@ -215,7 +247,7 @@ func (p *Pool[C]) leave(w *waiter[C]) {
 // serve grants a waiter a turn of a lane.
 func (p *Pool[C]) serve(w *waiter[C], l *lane[C]) {
 	p.leave(w)
-	w.turn = p.grant(l)
+	w.turn = p.grant(l, w.fare)
 	p.wakeLater(w)
 }
 
@@ -228,7 +260,7 @@ func (p *Pool[C]) fail(w *waiter[C], err error) {
 
 // failQueue fails all who are in the queue of a lane.
 func (p *Pool[C]) failQueue(l *lane[C], err error) {
-	for _, q := range []*queue[C]{&l.queue, &l.bulk} {
+	for _, q := range l.queues() {
 		for n := len(*q); n > 0; n = len(*q) {
 			p.fail((*q)[n-1].link.w, err)
 		}
@@ -239,9 +271,9 @@ func (p *Pool[C]) failQueue(l *lane[C], err error) {
 // other lane that could serve them.
 func (p *Pool[C]) failStranded(l *lane[C]) {
 	var list *waiter[C] // first collected, as the heap changes with each that goes
-	for _, q := range []queue[C]{l.queue, l.bulk} {
-		for i := range q {
-			if w := q[i].link.w; !w.hasLane() {
+	for _, q := range l.queues() {
+		for i := range *q {
+			if w := (*q)[i].link.w; !w.hasLane() {
 				w.next, list = list, w
 			}
 		}

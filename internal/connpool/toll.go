@@ -1,0 +1,282 @@
+package connpool
+
+import (
+	"math"
+	"time"
+)
+
+// A Fare is what a turn costs beside a slot: rates and quotas, of the lane or of
+// whatever else. It is paid when the turn is granted, so waiting for a slot and
+// waiting to be able to pay is one: nobody pays, and then waits for a slot, or the
+// other way round.
+//
+// Its methods are called under the pool's lock: they do arithmetic and nothing
+// else. So what two fares have in common can't change between Wait and Pay.
+type Fare interface {
+	// Like reports whether another fare is for the same things, so that who pays the
+	// one can't go before who pays the other, and came first. What they cost of these may
+	// differ.
+	Like(Fare) bool
+	// Wait returns how long it is until the fare can be paid for a turn of the lane, if
+	// nobody else pays: 0: now; [Never]: not by waiting alone.
+	Wait(Ask) time.Duration
+	// Pay takes what the turn costs, which Wait has just said can be.
+	Pay(lane int, now time.Time, fresh bool)
+	// End is called when a turn has ended whose fare was paid. spent: it was used; else
+	// what can be given back is. dialled: so was the connection. End reports whether waiters
+	// of other lanes may be able to pay because of that.
+	End(lane int, now time.Time, spent, unused bool) (others bool)
+	// Leave says that at has left the queue. It reports whether others may be able to pay
+	// because of that.
+	Leave(at Place) (others bool)
+}
+
+// Never is what [Fare.Wait] returns where only the end of a turn can help.
+const Never = time.Duration(math.MaxInt64)
+
+// An Ask is what [Fare.Wait] is asked.
+type Ask struct {
+	Lane  int
+	Now   time.Time
+	Fresh bool  // the turn would open a connection
+	At    Place // who asks
+	// Queued: At is in the queue, and stays there where it has to wait, until Leave. Where it needs
+	// much of what comes little by little, it can keep those from paying that are behind it.
+	Queued bool
+}
+
+// Place is a place in the order of those who wait.
+type Place struct {
+	due    time.Duration
+	number uint64
+}
+
+// Last is behind all.
+var Last = Place{never, math.MaxUint64}
+
+// Before reports whether a place is in front of another.
+func (p Place) Before(other Place) bool {
+	return p.due < other.due || p.due == other.due && p.number < other.number
+}
+
+// line is those who wait for one lane, and pay like fares.
+type line[C any] struct {
+	fare  Fare // of one of them
+	bulk  bool
+	queue queue[C]
+	asked uint64 // the last round of firstPaying that asked its first
+}
+
+// TryFare is Try for a turn that costs something, with the lag that a Request would
+// have: nobody is overtaken who waits for what the fare is for, and is due before.
+func (p *Pool[C]) TryFare(lane int, bulk bool, f Fare, lag time.Duration) (t *Turn[C], ok bool) {
+	g, ok := p.tryFare(lane, bulk, f, lag)
+	if ok {
+		t = &Turn[C]{g}
+	}
+	return
+}
+
+func (p *Pool[C]) tryFare(lane int, bulk bool, f Fare, lag time.Duration) (t turn[C], ok bool) {
+	if f == nil {
+		return p.try(lane, bulk)
+	}
+	l := p.lane(lane)
+	if l.mirror.Load()&mirrorBit(bulk) == 0 {
+		return t, false
+	}
+	p.mu.Lock()
+	p.catchUp()
+	if ok = p.grantable(l, bulk) && p.passes(l, f, Ticket{}, lag); ok {
+		t = p.grant(l, f)
+	}
+	p.unlock(l)
+	return t, ok
+}
+
+// Spend says that what the turn costs was used: the end of the turn gives nothing back.
+func (t *Turn[C]) Spend() { t.spent = true }
+
+// Fresh reports whether the turn was granted without a connection, and has paid for one.
+func (t *Turn[C]) Fresh() bool { return t.fresh }
+
+// Dials says that the turn is about to open a connection, and reports whether one is
+// paid for. It is once at the most.
+func (t *Turn[C]) Dials() (paid bool) {
+	paid = t.fresh && !t.dials
+	t.dials = true
+	return paid
+}
+
+// Ease has everybody look whether they can pay: what they wait for was made cheaper.
+func (p *Pool[C]) Ease() {
+	p.mu.Lock()
+	p.easedAll = true
+	p.unlock(nil)
+}
+
+// The methods that follow need the lock.
+
+// clock returns a pool time as one of the clock's.
+func (p *Pool[C]) clock(now time.Duration) time.Time { return p.start.Add(now) }
+
+// place is the waiter's place among all.
+func (w *waiter[C]) place() Place { return Place{w.due, w.ticket.number} }
+
+// payOff ends what a turn has paid for.
+func (t *turn[C]) payOff() {
+	if t.fare != nil {
+		t.pool.ended(t.fare, t.lane, t.spent, t.fresh && !t.dials)
+		t.fare = nil
+	}
+}
+
+// ended says to a fare that what it was paid for has ended.
+func (p *Pool[C]) ended(f Fare, l *lane[C], spent, unused bool) {
+	if f.End(l.number, p.clock(p.now()), spent, unused) {
+		p.easedAll = true
+	}
+}
+
+// catchUp serves those who can pay by now, where the timer is late: who comes in this moment doesn't overtake them.
+func (p *Pool[C]) catchUp() {
+	if p.paying > 0 && p.alarm <= p.now() {
+		p.eased = true
+		p.ease()
+	}
+}
+
+// passes reports whether somebody who isn't in the queue can pay for a turn of the
+// lane, and is behind nobody in the line that would be its own.
+func (p *Pool[C]) passes(l *lane[C], f Fare, ticket Ticket, lag time.Duration) bool {
+	now := p.now()
+	if ticket.number == 0 { // it would come now
+		ticket = Ticket{p.tickets + 1, now}
+	}
+	at := place[C]{due: ticket.due(lag), number: ticket.number}
+	for _, x := range l.lines {
+		if len(x.queue) > 0 && x.queue[0].before(&at) && x.fare.Like(f) {
+			return false
+		}
+	}
+	return f.Wait(Ask{Lane: l.number, Now: p.clock(now), Fresh: len(l.idle) == 0, At: Place{at.due, at.number}}) <= 0
+}
+
+// firstPaying returns the first in a lane's lines who can pay, if it is before top, and
+// else top. It notes when the next of those that are passed over may be able to.
+func (p *Pool[C]) firstPaying(l *lane[C], bulk, fresh bool, top *place[C]) *place[C] {
+	now := p.now()
+	p.round++
+	l.opens = never
+	for {
+		var next *line[C] // whose first is the first of those that weren't asked
+		for _, x := range l.lines {
+			if len(x.queue) > 0 && x.asked != p.round && (bulk || !x.bulk) && (next == nil || x.queue[0].before(&next.queue[0])) {
+				next = x
+			}
+		}
+		if next == nil || top != nil && top.before(&next.queue[0]) {
+			break
+		}
+		next.asked = p.round
+		first := &next.queue[0]
+		w := first.link.w
+		d := w.fare.Wait(Ask{Lane: l.number, Now: p.clock(now), Fresh: fresh, At: w.place(), Queued: true})
+		if d <= 0 {
+			top = first
+			break
+		}
+		if d != Never {
+			l.opens = min(l.opens, now+max(d, leastWait))
+		}
+	}
+	if l.opens != never {
+		p.setAlarm(l.opens, now)
+	}
+	return top
+}
+
+// leastWait is the least that somebody waits to be able to pay: the timer isn't set for less.
+const leastWait = time.Microsecond
+
+// ease serves those who can pay now, of the lanes that are due, or of all: across the lanes, too, who is due first comes first.
+func (p *Pool[C]) ease() {
+	all, now := p.easedAll, p.now()
+	p.eased, p.easedAll = false, false
+	if p.paying == 0 {
+		return
+	}
+	type candidate struct {
+		l *lane[C]
+		w *waiter[C]
+	}
+	var list []candidate
+	look := func(l *lane[C]) (c candidate) {
+		if !p.grantable(l, false) {
+			l.opens = never
+		} else {
+			c = candidate{l, p.first(l, p.grantable(l, true), len(l.idle) == 0)}
+		}
+		return c
+	}
+	for _, l := range *p.lanes.Load() {
+		if len(l.lines) > 0 && (all || l.opens <= now) {
+			if c := look(l); c.w != nil {
+				list = append(list, c)
+			}
+		}
+	}
+	for len(list) > 0 {
+		first := 0
+		for i := range list {
+			if list[i].w.place().Before(list[first].w.place()) {
+				first = i
+			}
+		}
+		l, w := list[first].l, list[first].w
+		list[first] = look(l) // what others took since may have been what it would pay with
+		if list[first].w == w {
+			p.serve(w, l)
+			p.trim(l)
+			list[first] = look(l)
+		}
+		if list[first].w == nil {
+			list[first] = list[len(list)-1]
+			list = list[:len(list)-1]
+		}
+	}
+}
+
+// lineOf returns the line of a waiter in a lane; a new one if there is none.
+func (l *lane[C]) lineOf(w *waiter[C]) *line[C] {
+	var empty *line[C]
+	for _, x := range l.lines {
+		if len(x.queue) == 0 {
+			empty = x
+		} else if x.bulk == w.bulk && x.fare.Like(w.fare) {
+			return x
+		}
+	}
+	if empty == nil {
+		empty = new(line[C])
+		l.lines = append(l.lines, empty)
+	}
+	empty.fare, empty.bulk = w.fare, w.bulk
+	return empty
+}
+
+// close forgets what a line is for, if nobody is in it.
+func (x *line[C]) close() {
+	if len(x.queue) == 0 {
+		x.fare = nil
+	}
+}
+
+// queues returns all the queues of a lane.
+func (l *lane[C]) queues() []*queue[C] {
+	all := []*queue[C]{&l.queue, &l.bulk}
+	for _, x := range l.lines {
+		all = append(all, &x.queue)
+	}
+	return all
+}
