@@ -68,7 +68,11 @@ func (a *attempt) end(ctx context.Context) {
 	if !r.outdated() {
 		a.outcome = r.outcome(a.blame, a.last)
 	}
-	d.throttled = d.throttled || a.blame == verdict.Throttle || a.blame == verdict.CoolDown
+	if a.blame == verdict.Throttle || a.blame == verdict.CoolDown {
+		d.throttled = true
+		a.spend() // what was given back now would go to the next that is refused
+	}
+	d.returnLeases()
 	a.count(a.outcome)
 	if a.lastErr != nil {
 		r.faulted(a.outcome, a.lastErr)
@@ -222,6 +226,7 @@ func (a *attempt) dial(ctx context.Context) *session.End {
 	defer cancel(nil)
 	defer context.AfterFunc(a.pool.ctx, func() { cancel(ErrClosed) })()
 	a.pool.hedges.dialled()
+	a.relay.dials(a.turn)
 	return a.dialled(a.relay.dial(ctx, a.cut, a.d.total))
 }
 
@@ -293,6 +298,9 @@ func (a *attempt) transact(ctx context.Context) {
 	d.tx.Cut, d.tx.CommitBy, d.tx.Total, d.tx.Next = a.cut, d.commitBy, d.total, a
 	a.uses++
 	a.conn.Transact(ctx, d.tx, &d.res)
+	if d.res.Committed {
+		a.spend()
+	}
 	t, s := &a.record.Timings, &d.res.Timings
 	t.Envelope, t.Body, t.Final = s.Envelope, s.Body, s.Final
 	if !a.relay.outdated() {

@@ -42,6 +42,16 @@ type Config struct {
 	SpillOver bool
 	// Health says how relays are checked that no message tells of, and how one that was away is used again.
 	Health Health
+	// Limits bound what the whole pool sends. Default: nothing.
+	Limits Limits
+	// PerSender bound what each sender sends: each Envelope.Key, and where there is none each domain of Envelope.From. Default: nothing.
+	PerSender Limits
+	// Providers are operators of mailboxes, whose domains share limits. Those that Providers returns are known without being named; an entry with the Name of one of these takes its place.
+	Providers []Provider
+	// Limiter keeps the rates of all Limits, for several pools or processes together. nil: token buckets of this pool.
+	Limiter Limiter
+	// MaxThrottleWait bounds how long a message waits for a limit. Default: 30 s. Negative: only the caller's context bounds it.
+	MaxThrottleWait time.Duration
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string
 	// Dial opens connections, where a Relay has no Dial of its own: a proxy, an in-memory network. It must end with its context. Default: a
@@ -114,6 +124,8 @@ type Relay struct {
 
 	// Conns limits connections.
 	Conns Conns
+	// Limits bound what the relay gets. Default: nothing beside Conns.
+	Limits Limits
 	// Breaker decides when a sick relay is left alone.
 	Breaker Breaker
 	// Timeouts bound the stages of a conversation.
@@ -303,6 +315,12 @@ func (c *Config) validate() (*checked, error) {
 	case c.MaxWait == 0 && c.SpillOver:
 		f.add("SpillOver", "needs a MaxWait")
 	}
+	if c.MaxThrottleWait > 0 && c.MaxThrottleWait < time.Millisecond {
+		f.add("MaxThrottleWait", "is %v; a millisecond is the least (30 is 30ns: write 30*time.Second)", c.MaxThrottleWait)
+	}
+	c.Limits.validate("Limits", scopePool, &f)
+	c.PerSender.validate("PerSender", scopeSender, &f)
+	providers, domains := c.validateProviders(&f)
 	c.Retry.validate(&f)
 	c.Health.validate(&f)
 	names := make(map[string]int, len(c.Relays))
@@ -333,7 +351,7 @@ func (c *Config) validate() (*checked, error) {
 		x := &own.Routes[i]
 		x.Relays, x.Tags = slices.Clone(x.Relays), slices.Clone(x.Tags)
 	}
-	return &checked{Config: &own, sessions: sessions, table: table}, nil
+	return &checked{Config: &own, sessions: sessions, table: table, providers: providers, domains: domains}, nil
 }
 
 func (r *Relay) name() string {
@@ -364,6 +382,7 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 		f.add(path+".Addr", "%v", err)
 	}
 	s.Network, s.Addr, s.Host = target.network, target.addr, target.host
+	r.Limits.validate(path+".Limits", scopeRelay, f)
 	if r.Weight < 0 {
 		f.add(path+".Weight", "is %d; it must be 1 or more (0: 1)", r.Weight)
 	}

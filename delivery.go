@@ -59,7 +59,10 @@ type delivery struct {
 	waitUntil            time.Time     // fleet.maxWait ends for this turn; zero before it waits
 	larger               bool          // a relay said that the message is too large for it,
 	tooLargeFor          int64         // and this is the SIZE that it advertised
-	throttled            bool          // a relay wanted less mail
+	throttled            bool          // a relay wanted less mail, or a limit was reached
+	throttleUntil        time.Time     // until then this turn waits for limits; zero before it waits
+	fare                 *fare         // of the next attempt; nil: it costs nothing
+	leases               []Lease       // of the Limiter, for it
 	retryAfter           time.Duration // when it is worth asking for a relay again
 
 	tx    *session.Transaction

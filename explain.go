@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/smtplb/smtplb/internal/connpool"
 )
 
 // This file tells what would become of a message, without sending it. It asks what a send asks, in the same way: choose.
@@ -25,6 +27,8 @@ type Plan struct {
 	Waits      bool           // all candidates are full: the send waits for the first free connection of any of them
 	MaxWait    time.Duration  // where it Waits: how long, at the most; 0: as long as its context lasts
 	Then       string         // what it does after MaxWait, in words
+	Limit      string         // where it Waits for a limit rather than a connection: which, in words; also where it would not wait for so long, and is deferred with ErrThrottled at once
+	NextToken  time.Time      // when that limit allows it, if nothing else uses it up; zero where that is not known
 	Hopeless   bool           // there is no candidate because no relay offers what the message needs: it would fail
 	NextChance time.Time      // where there is no candidate: when a relay may be tried again; zero where that is not known
 	RetryAfter time.Duration  // what Deliver's error would say then
@@ -121,6 +125,11 @@ func (d *delivery) plans(now time.Time) (list []Plan) {
 func (d *delivery) plan(now time.Time) Plan {
 	plan := Plan{Time: now, Route: d.route.name, Recipients: d.pending}
 	d.place.Bulk = d.fleet.streams[d.env.Stream].Bulk
+	d.fare = d.price()
+	if wait := d.tooDear(); wait > 0 {
+		plan.deny(d, wait)
+		return plan
+	}
 	chosen := d.choose()
 	full := func(r *relay) bool { return d.skip.Has(chosen.at(r)) }
 	named := func(r *relay) bool { return chosen != nil && d.lanes.Has(r.member) }
@@ -133,6 +142,7 @@ func (d *delivery) plan(now time.Time) Plan {
 		plan.Panics = chosen.panics.Load()
 		if plan.Waits {
 			plan.MaxWait, plan.Then = d.patience(chosen)
+			plan.limited(d)
 		}
 	}
 	for _, r := range d.group.relays {
@@ -183,6 +193,32 @@ func (d *delivery) plan(now time.Time) Plan {
 		}
 	}
 	return plan
+}
+
+// limited tells of the limit that d waits for.
+func (p *Plan) limited(d *delivery) {
+	wait := d.throttledFor()
+	if wait == 0 {
+		return
+	}
+	denied := d.overLimit(wait)
+	p.Limit = denied.Reason
+	if wait == connpool.Never {
+		return
+	}
+	p.NextToken = p.Time.Add(wait)
+	switch most := d.fleet.maxThrottle; {
+	case most < 0:
+	case p.MaxWait == 0 || most < p.MaxWait:
+		p.MaxWait, p.Then = most, "is deferred"
+	}
+}
+
+// deny tells of the limit that d doesn't wait for, as that takes so long.
+func (p *Plan) deny(d *delivery, wait time.Duration) {
+	denied := d.overLimit(wait)
+	p.Limit, p.RetryAfter, p.NextToken = denied.Reason, denied.RetryAfter, p.Time.Add(wait)
+	p.NextChance = p.NextToken
 }
 
 // shares tells how the first is chosen among the candidates, which are of the chosen tier.
@@ -275,6 +311,12 @@ func (d *delivery) fullness(r *relay) (why string, until time.Time) {
 		until = time.Unix(0, at)
 		return fmt.Sprintf("slow %.0f×: while others are free it gets a message now and then, the next one from %s on", r.slow(), until.Format(time.TimeOnly)), until
 	}
+	if text := d.dues(r); text != "" {
+		if wait := d.owed(r); wait != connpool.Never {
+			until = time.Now().Add(wait)
+		}
+		return text, until
+	}
 	text := fmt.Sprintf("full: %d of %d connections are in use", r.InFlight(), r.Limit())
 	if n := r.limits.Reserved; d.place.Bulk && n > 0 {
 		text += fmt.Sprintf(", and %d are not for bulk", n)
@@ -299,6 +341,10 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 	if x.Why = r.trouble(); x.Why != "" {
 		x.Why = strings.TrimPrefix(x.Why, r.name+" is ")
 		x.Until = r.retryAt()
+		return x
+	}
+	if d.closed(r) {
+		x.Why, x.Until = d.dues(r), time.Now().Add(d.owed(r))
 		return x
 	}
 	x.Failover = true
@@ -369,12 +415,18 @@ func (p *Plan) write(b *strings.Builder, routed bool) {
 			b.WriteString(": " + p.Then)
 		}
 		b.WriteString("\n")
+	case p.Limit != "" && !p.Waits:
+		fmt.Fprintf(b, "is deferred for %v (%s)\n", p.RetryAfter, p.Limit)
 	case p.Hopeless:
 		b.WriteString("no relay can take it:\n")
 	case len(p.Candidates) == 0 && p.NextChance.IsZero():
 		b.WriteString("no relay can take it now:\n")
 	case len(p.Candidates) == 0:
 		fmt.Fprintf(b, "no relay can take it before %s:\n", p.NextChance.Format(time.TimeOnly))
+	case p.Limit != "" && p.NextToken.IsZero():
+		fmt.Fprintf(b, "waits for a limit, tier %d (%s):\n", p.Tier, p.Limit)
+	case p.Limit != "":
+		fmt.Fprintf(b, "waits for a limit until %s, tier %d (%s):\n", p.NextToken.Format("15:04:05.000"), p.Tier, p.Limit)
 	case p.MaxWait > 0:
 		fmt.Fprintf(b, "waits for the first free connection, tier %d; after %v it %s:\n", p.Tier, p.MaxWait, p.Then)
 	case p.Waits:

@@ -19,6 +19,7 @@ type fleet struct {
 
 	group    // all relays
 	ways     // the routes to them
+	metering // their limits
 	groups   []*group
 	byName   map[string]*relay
 	byLane   []*relay // by the member of their lane; nil where that is not one of the fleet's
@@ -125,6 +126,7 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 		config: c, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
 		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
 	}
+	now := time.Now()
 	specs := p.expand(f, old)
 	switch {
 	case f.attempts == 0:
@@ -148,7 +150,7 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 		cfg := s.relay
 		r := &relay{
 			index: len(f.relays), tier: cfg.Tier, within: s.within, configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
-			noRiding: cfg.NoRiding, chunking: cfg.Chunking, resolver: c.Resolver,
+			noRiding: cfg.NoRiding, caps: c.own(cfg.Limits), chunking: cfg.Chunking, resolver: c.Resolver,
 			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: s.session,
 		}
 		if was := old.named(cfg.name()); was != nil {
@@ -158,6 +160,7 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 			}
 		} else {
 			r.standing = newStanding(p, cfg, r.limits, &f.health)
+			r.meter = newMeter(scopeRelay, r.name, r.caps, now)
 			r.current.Store(r.session)
 		}
 		f.relays = append(f.relays, r)
@@ -171,6 +174,7 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 		p.forget(f, old)
 		return nil, err
 	}
+	f.measure(old, now)
 	return f, nil
 }
 

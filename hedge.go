@@ -127,6 +127,7 @@ const (
 
 // start begins a leg. Its context has the values and the deadline of the attempt's, and ends with the pool; the attempt cancels it where its own ends before the race does.
 func (p *Pool) start(ctx context.Context, r *relay, t *connpool.Turn[*session.Conn], permit breaker.Permit, cut time.Time, total time.Duration) *leg {
+	r.dials(t)
 	l := &leg{pool: p, relay: r, turn: *t, permit: permit, begun: time.Now(), done: make(chan struct{})}
 	free := context.WithoutCancel(ctx)
 	stop := func() {}
@@ -348,7 +349,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 			skip[w] = ^uint64(0)
 		}
 		for i, r := range t.relays {
-			if d.may(r) && !d.again.Has(r.index) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
+			if d.may(r) && !d.again.Has(r.index) && r.breaker.State() == breaker.Closed && !d.shuns(r) && p.conns.Free(r.lane, d.place.Bulk) && d.owed(r) <= 0 && (!wantIdle || p.conns.Stats(r.lane).Idle > 0) {
 				skip.remove(i)
 				found = true
 			}
@@ -360,7 +361,7 @@ func (a *attempt) hedge(ctx context.Context) *leg {
 		if r == nil || !d.may(r) { // the attempt's own was tried
 			continue
 		}
-		turn, ok := p.conns.Try(r.lane, d.place.Bulk)
+		turn, ok := d.second(r)
 		if !ok {
 			continue
 		}

@@ -64,6 +64,9 @@ type Route struct {
 	Relays []string
 	Tags   []string
 
+	// Limits bound what leaves by the route. Default: none of its own.
+	Limits Limits
+
 	// Action is what becomes of the mail. Default: it is delivered through the group.
 	Action RouteAction
 	// Text says why, for an Action other than RouteDeliver: "5.7.1 no mail for this domain". It stands in the recipients' errors.
@@ -232,6 +235,10 @@ func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
 		f.add(path+".Relays", "names no relay, nor does Tags")
 	case x.Action == RouteDeliver && x.Text != "":
 		f.add(path+".Text", "is for an Action other than RouteDeliver")
+	}
+	x.Limits.validate(path+".Limits", scopeRoute, f)
+	if x.Action != RouteDeliver && x.Limits.any() {
+		f.add(path+".Limits", "go without an Action: no relay gets this mail")
 	}
 	if strings.ContainsFunc(x.Text, isControl) || len(x.Text) > 500 {
 		f.add(path+".Text", "control characters, or more than 500 bytes")

@@ -25,6 +25,7 @@ type relay struct {
 	foundBy    *source // nil: it is that entry itself
 	weight     int
 	limits     connpool.Limits
+	caps       Limits // what of Relay.Limits the pool keeps itself
 	breaking   Breaker
 	noRiding   bool
 	chunking   bool
@@ -60,9 +61,11 @@ type standing struct {
 	latencies     atomic.Pointer[latencies]
 	away          downtime
 	slowness
-	connects connects
-	hops     atomic.Uint64 // attempts elsewhere that one here led to
-	outrun   atomic.Uint64 // attempts that another relay took over because it was connected first
+	meter        *meter
+	refusedUntil atomic.Int64 // Unix nanoseconds: until then the Limiter has no room for it
+	connects     connects
+	hops         atomic.Uint64 // attempts elsewhere that one here led to
+	outrun       atomic.Uint64 // attempts that another relay took over because it was connected first
 }
 
 func newStanding(p *Pool, c *Relay, limits connpool.Limits, h *Health) *standing {

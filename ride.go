@@ -32,7 +32,10 @@ const lostRide = time.Hour
 
 // queue waits for d.turn, and for a ride where d may have one.
 func (d *delivery) queue(ctx context.Context) error {
-	d.place.Lanes, d.place.Rider = d.lanes, d.rides()
+	d.place.Lanes, d.place.Rider, d.place.Fare = d.lanes, d.rides(), nil
+	if d.fare != nil {
+		d.place.Fare = d.fare
+	}
 	t, err := d.pool.conns.Wait(ctx, &d.place)
 	if d.rider.Lent { // it left: somebody may still be writing its envelope
 		d.tx, d.to = new(session.Transaction), nil

@@ -19,14 +19,17 @@ import (
 // checked is a configuration that was found to be valid, and what came of it.
 type checked struct {
 	*Config
-	sessions []*session.Config // of Relays
-	table    *domain.Table     // of Routes, whose values are their numbers; nil where there are none
+	sessions  []*session.Config // of Relays
+	table     *domain.Table     // of Routes, whose values are their numbers; nil where there are none
+	providers []Provider        // see Config.Providers
+	domains   *domain.Table     // theirs, whose values are their numbers
 }
 
 // route is a Route at work. It does not change.
 type route struct {
 	name   string // "": of what no Route is for
 	group  *group
+	meter  *meter // nil: no limits
 	action RouteAction
 	text   string
 }
@@ -122,14 +125,25 @@ func (x *Route) serves(r *Relay) bool {
 
 // routeOf returns the route of a recipient.
 func (d *delivery) routeOf(x *recipient) *route {
+	if i := d.routeNumber(x); i >= 0 {
+		return d.fleet.routes[i]
+	}
+	return d.fleet.standard
+}
+
+// routeNumber returns the place of a recipient's route among the fleet's, -1 where no Route is for it.
+func (d *delivery) routeNumber(x *recipient) int {
+	if d.fleet.table == nil {
+		return -1
+	}
 	sender := d.msg.fromDomain
 	if d.msg.from == "" {
 		sender = domain.NullSender
 	}
 	if i, ok := d.fleet.table.Lookup(x.addr, sender, d.env.Stream); ok {
-		return d.fleet.routes[i]
+		return int(i)
 	}
-	return d.fleet.standard
+	return -1
 }
 
 // dispatch sends d by its route, or each of its parts by the part's own.
@@ -210,10 +224,11 @@ func (d *delivery) spare() {
 // all of them lead to may be used.
 func (d *delivery) follow() bool {
 	d.route, d.group = d.fleet.standard, d.fleet.standard.group
-	if d.fleet.table == nil {
+	if d.fleet.table == nil && !d.fleet.splits {
 		return true
 	}
 	var first *route
+	var with lot
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome != 0 {
@@ -223,10 +238,10 @@ func (d *delivery) follow() bool {
 		case r.action != RouteDeliver:
 			return false
 		case first == nil:
-			first = r
-		case first.group == r.group:
-		case !d.env.RequireAll:
+			first, with = r, d.lotOf(x, r)
+		case !d.env.RequireAll && d.lotOf(x, r) != with:
 			return false
+		case first.group == r.group:
 		default:
 			for _, y := range first.group.relays {
 				if !r.group.members.Has(y.index) {
@@ -239,6 +254,21 @@ func (d *delivery) follow() bool {
 		d.route, d.group = first, first.group
 	}
 	return true
+}
+
+// lot is what recipients must have in common to be sent in one piece: their relays, and whose limits they count against.
+type lot struct {
+	group    *group
+	route    *meter
+	provider *meter
+}
+
+func (d *delivery) lotOf(x *recipient, r *route) lot {
+	l := lot{group: r.group, route: r.meter}
+	if d.fleet.splits {
+		l.provider = d.fleet.providerOf(x.addr).limited()
+	}
+	return l
 }
 
 // checkTogether makes sure that the recipients of RequireAll can go in one piece.
@@ -275,12 +305,13 @@ func (d *delivery) checkTogether() error {
 // part is those of a message's recipients that leave by one route.
 type part struct {
 	*delivery
+	lot      lot
 	of       []int // for each of its recipients the number in the whole
 	ended    bool
 	panicked any
 }
 
-// parts divides what is pending of d by group.
+// parts divides what is pending of d by lot.
 func (d *delivery) parts() []*part {
 	var parts []*part
 	for i := range d.rcpts {
@@ -289,10 +320,11 @@ func (d *delivery) parts() []*part {
 			continue
 		}
 		r := d.routeOf(&x)
-		n := slices.IndexFunc(parts, func(x *part) bool { return x.group == r.group })
+		with := d.lotOf(&x, r)
+		n := slices.IndexFunc(parts, func(p *part) bool { return p.lot == with })
 		if n < 0 {
 			n = len(parts)
-			parts = append(parts, &part{delivery: d.branch(r)})
+			parts = append(parts, &part{delivery: d.branch(r), lot: with})
 		}
 		parts[n].of = append(parts[n].of, i)
 		parts[n].rcpts = append(parts[n].rcpts, x)

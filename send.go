@@ -1,6 +1,7 @@
 package smtplb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,6 +120,7 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 // run takes d from relay to relay until nothing is pending. It returns why it stopped early, nil where the relays' words decided.
 func (p *Pool) run(ctx context.Context, d *delivery) error {
 	defer d.leaveNext()
+	defer d.returnLeases()
 	for d.pending > 0 && d.made < d.fleet.attempts {
 		if d.made > 0 && d.late(time.Now()) { // no failover in the last fifth of the caller's time
 			return d.tooLate()
@@ -168,8 +170,9 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	clear(d.denied)
 	class := d.fleet.streams[d.env.Stream]
 	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
-	d.spilled, d.frugal, d.waitUntil = 0, false, time.Time{}
+	d.spilled, d.frugal, d.waitUntil, d.throttleUntil = 0, false, time.Time{}, time.Time{}
 	d.unpaid = d.made == 0 || d.ownHop()
+	chanced := false // to take what a limit allowed at the last moment
 	for d.asked = false; ; {
 		p.resolve(ctx, d)
 		switch {
@@ -177,6 +180,13 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			return permit, false, contextError(ctx)
 		case d.torn:
 			return permit, false, errRerouted
+		}
+		d.fare = d.price()
+		if err := d.reserve(ctx); err != nil {
+			return permit, false, err
+		}
+		if wait := d.tooDear(); wait > 0 {
+			return permit, false, d.overLimit(wait)
 		}
 		var tier *tier
 		taken := d.quick()
@@ -199,12 +209,23 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			case err == errWaitedEnough:
 				d.prefer = ""
 				continue
-			case err == errAllBusy && d.fleet.spill && d.after(tier) != nil:
+			case err == errThrottled || err == errAllBusy && !(d.fleet.spill && d.spills(tier)):
+				wait := d.throttledFor()
+				switch {
+				case wait > 0 || chanced:
+					return permit, false, d.overLimit(wait)
+				case err == errAllBusy:
+					return permit, false, err
+				case d.crowded(): // it is connections that it waits for
+					d.throttleUntil = time.Time{}
+				default: // just now there is something
+					chanced = true
+				}
+				continue
+			case err == errAllBusy:
 				d.spilled++
 				d.waitUntil = time.Time{}
 				continue
-			case err == errAllBusy:
-				return permit, false, err
 			case errors.Is(err, connpool.ErrChanged): // there are others now: again, in the same place
 				continue
 			case errors.Is(err, connpool.ErrNoLane): // they went down while we waited
@@ -222,7 +243,10 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		case !ok:
 			d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
 		case d.unpaid || p.budget.spend() || !d.dear(r):
-			return permit, true, nil
+			if taken, err := d.charged(ctx, r, &permit); taken || err != nil {
+				return permit, taken, err
+			}
+			d.unpaid = true // the budget has paid for the one that will be taken
 		default:
 			r.giveBack(&d.turn, &permit)
 			d.frugal = true
@@ -262,6 +286,14 @@ func (d *delivery) take(t *tier) bool {
 
 // tryLane takes a free connection slot of r, if there is one, for d.turn.
 func (d *delivery) tryLane(r *relay) bool {
+	if d.fare != nil {
+		turn, ok := d.pool.conns.TryFare(r.lane, d.place.Bulk, d.fare, d.place.Lag)
+		if ok {
+			d.turn = *turn
+			r.slowness.used()
+		}
+		return ok
+	}
 	turn, ok := d.pool.conns.Try(r.lane, d.place.Bulk)
 	if ok {
 		d.turn = *turn
@@ -299,21 +331,28 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 	if !preferred {
 		d.hope(last)
 	}
-	if !preferred && d.fleet.maxWait == 0 {
+	throttles := d.fare != nil && d.fleet.maxThrottle >= 0
+	if !preferred && d.fleet.maxWait == 0 && !throttles {
 		return d.queue(ctx)
 	}
 	now := time.Now()
 	if d.fleet.maxWait > 0 && d.waitUntil.IsZero() {
 		d.waitUntil = now.Add(d.fleet.maxWait)
 	}
-	if !preferred {
-		return d.queueFor(ctx, d.waitUntil, errAllBusy)
+	if throttles && d.throttleUntil.IsZero() {
+		d.throttleUntil = now.Add(d.fleet.maxThrottle)
 	}
-	until := now.Add(maxPreferWait)
-	if !d.waitUntil.IsZero() && d.waitUntil.Before(until) {
-		until = d.waitUntil
+	until, cause := d.waitUntil, errAllBusy
+	if throttles && (until.IsZero() || d.throttleUntil.Before(until)) {
+		until, cause = d.throttleUntil, errThrottled
 	}
-	return d.queueFor(ctx, until, errWaitedEnough)
+	if preferred {
+		if enough := now.Add(maxPreferWait); until.IsZero() || enough.Before(until) {
+			until = enough
+		}
+		cause = errWaitedEnough
+	}
+	return d.queueFor(ctx, until, cause)
 }
 
 // queueFor is queue until then, when its error is cause.
@@ -325,6 +364,7 @@ func (d *delivery) queueFor(ctx context.Context, until time.Time, cause error) e
 
 var (
 	errWaitedEnough = errors.New("waited long enough for the preferred relay")
+	errThrottled    = errors.New("waited long enough for a limit")
 	errAllBusy      = fmt.Errorf("%w: all relays are busy", ErrNoRelay)
 	errBudget       = fmt.Errorf("%w: the retry budget is used up", ErrNoRelay)
 	errApart        = fmt.Errorf("%w: the recipients leave by routes that have no relay in common", ErrNoRelay)
@@ -410,7 +450,7 @@ func (d *delivery) hope(last *tier) {
 
 // may reports whether r could take d now.
 func (d *delivery) may(r *relay) bool {
-	return d.could(r) && r.ready() && !(d.frugal && d.dear(r))
+	return d.could(r) && r.ready() && !(d.frugal && d.dear(r)) && !d.closed(r)
 }
 
 // could reports whether r could take d if it were well.
@@ -442,10 +482,10 @@ func (d *delivery) mask(t *tier) *tier {
 	for w := range d.skip {
 		d.skip[w] = ^uint64(0)
 	}
-	resting, quick := 0, false
+	resting, quick, broke := 0, false, d.afford() > 0
 	for i, r := range t.relays {
 		switch {
-		case !d.lanes.Has(r.member) || !d.pool.conns.Free(r.lane, d.place.Bulk):
+		case broke || !d.lanes.Has(r.member) || !d.pool.conns.Free(r.lane, d.place.Bulk) || d.owed(r) > 0:
 			continue
 		case t.rests(r):
 			resting++
@@ -477,6 +517,7 @@ func (d *delivery) deny() {
 // nobody tells why choose found no relay: nil where all were tried or can't take such a message, so that their words decide.
 func (d *delivery) nobody() error {
 	untried, refused, outside := false, false, len(d.group.relays) > 0
+	var over *relay // its limits
 	now := time.Now()
 	var why []string
 	for _, r := range d.group.relays {
@@ -487,13 +528,17 @@ func (d *delivery) nobody() error {
 		untried = true
 		refused = refused || d.frugal && d.could(r) && r.ready()
 		wait := retrySoon
-		if at := r.retryAt(); !at.IsZero() {
+		switch at := r.retryAt(); {
+		case !at.IsZero():
 			wait = max(at.Sub(now), time.Second)
+		case d.closed(r):
+			over = r
+			wait = max(d.owed(r), time.Second)
 		}
 		if d.retryAfter == 0 || wait < d.retryAfter {
 			d.retryAfter = wait
 		}
-		if text := r.trouble(); text != "" && len(why) < 3 {
+		if text := cmp.Or(r.trouble(), d.dues(r)); text != "" && len(why) < 3 {
 			why = append(why, text)
 		}
 	}
@@ -518,6 +563,9 @@ func (d *delivery) nobody() error {
 	case refused:
 		d.pool.budget.refusals.Add(1)
 		return errBudget
+	case over != nil:
+		d.throttled = true
+		return &ThrottledError{Scope: scopeRelay, Key: over.name, RetryAfter: d.retryAfter, Reason: strings.Join(why, ", ")}
 	case why == nil:
 		return ErrNoRelay
 	}

@@ -17,6 +17,8 @@ type Stream struct {
 	Lag time.Duration
 	// Bulk: no connection slots are taken that Conns.Reserved keeps back.
 	Bulk bool
+	// Limits bound the class. Default: none of its own.
+	Limits Limits
 }
 
 // maxLag bounds Stream.Lag: nobody's mail waits for a day.
@@ -55,5 +57,6 @@ func (c *Config) validateStreams(f *faults) {
 		if s.Lag > maxLag || s.Lag < -maxLag {
 			f.add(path+".Lag", "is %v; at most %v either way", s.Lag, maxLag)
 		}
+		s.Limits.validate(path+".Limits", scopeStream, f)
 	}
 }

@@ -65,6 +65,7 @@ func (p *Pool) replace(c *checked, why string) ([]news, error) {
 		r.current.Store(r.session)
 	}
 	p.fleet.Store(f) // and from here on no turn begins by it
+	f.settle(time.Now())
 	for _, r := range f.relays {
 		if was := old.named(r.name); was != nil {
 			r.succeed(was, &f.health)

@@ -1,0 +1,200 @@
+package smtplb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/breaker"
+)
+
+// A Limiter keeps rates in the place of the pool's own token buckets: for several processes that share an account, over a store that they share. LocalLimiter is one for several Pools of a process. The package limitertest checks
+// whether one keeps the contract.
+//
+// The pool asks it in the send's goroutine, with none of its locks held: before the send waits for a connection, for everything that no relay is part of; and when it has one, for the relay, with a maxWait of 0. What was
+// reserved is returned where the wait, or the attempt, ends before the relay may have got the message, and committed otherwise. Concurrency is the pool's own.
+type Limiter interface {
+	// Reserve takes all the charges, or none of them. Where they are not there it waits, for maxWait at the most (negative: as long as ctx lasts), and ends with ctx.
+	//
+	// A denial is a *ThrottledError, whose RetryAfter is when it is worth trying again. Any other error defers the message: a Limiter that would rather let mail pass while its store is away
+	// returns a Lease that does nothing.
+	Reserve(ctx context.Context, charges []Charge, maxWait time.Duration) (Lease, error)
+}
+
+// A Lease is what a Limiter has reserved. Exactly one of its methods counts, the first that is called; the others do nothing then. They must not block for long.
+type Lease interface {
+	Commit() // it was used
+	Return() // it was not: others may have it
+}
+
+// A Charge is something of one Rate that a message needs.
+type Charge struct {
+	Scope string // "sender", "provider", "route", "stream", "pool" or "relay"; the smallest come first
+	Key   string // which: a relay's name, say; "" for the pool
+	Unit  Unit
+	Rate  Rate // as configured
+	N     int  // of Unit; may be more than Rate.Burst: then it is to wait for the whole burst, and use up what comes after it
+}
+
+// Unit is what a Rate counts.
+type Unit uint8
+
+// The units of rates.
+const (
+	Messages Unit = iota
+	Recipients
+	Connections
+)
+
+// String returns the unit's name.
+func (u Unit) String() string {
+	if int(u) < 3 {
+		return [...]string{"messages", "recipients", "connections"}[u]
+	}
+	return fmt.Sprintf("Unit(%d)", uint8(u))
+}
+
+// ThrottledError says that a limit is reached. It matches ErrThrottled.
+type ThrottledError struct {
+	Scope, Key string // whose; as in Charge
+	RetryAfter time.Duration
+	Reason     string // in words
+}
+
+// Error tells whose limit it is.
+func (e *ThrottledError) Error() string {
+	text := e.Reason
+	if text == "" {
+		text = "a limit is reached"
+	}
+	return fmt.Sprintf("smtplb: throttled: %s, for %v", oneLine(text), e.RetryAfter.Round(time.Millisecond))
+}
+
+// Is makes errors.Is match ErrThrottled.
+func (e *ThrottledError) Is(target error) bool { return target == ErrThrottled }
+
+// reserve asks the Limiter for what no relay is part of.
+func (d *delivery) reserve(ctx context.Context) error {
+	l := d.fleet.config.Limiter
+	if l == nil || len(d.leases) > 0 {
+		return nil
+	}
+	charges := d.charges()
+	if len(charges) == 0 {
+		return nil
+	}
+	lease, err := l.Reserve(ctx, charges, d.fleet.maxThrottle)
+	if err == nil {
+		d.leases = append(d.leases, lease)
+		return nil
+	}
+	var denied *ThrottledError
+	switch {
+	case errors.As(err, &denied):
+		d.throttled = true
+		d.retryAfter = max(denied.RetryAfter, time.Second)
+		return denied
+	case ctx.Err() != nil:
+		return contextError(ctx)
+	}
+	return errLimiter(err)
+}
+
+// charged asks the Limiter for what r needs of it, for d.turn, and gives turn and permit back where it isn't there.
+func (d *delivery) charged(ctx context.Context, r *relay, permit *breaker.Permit) (ok bool, err error) {
+	if d.fleet.config.Limiter == nil {
+		return true, nil
+	}
+	defer func() { // a Limiter may panic
+		if !ok {
+			r.giveBack(&d.turn, permit)
+		}
+	}()
+	return d.charge(ctx, r)
+}
+
+// charge asks the Limiter for what r needs of it, for d.turn. Where it denies that, the relay is left alone for as long as it says.
+func (d *delivery) charge(ctx context.Context, r *relay) (ok bool, err error) {
+	var list []Charge
+	list = addCharge(list, scopeRelay, r.name, r.origin.Limits, d.fare.messages, d.fare.recipients)
+	if rate := r.origin.Limits.Connections; rate.N > 0 && d.turn.Fresh() {
+		list = append(list, Charge{Scope: scopeRelay, Key: r.name, Unit: Connections, Rate: rate, N: 1})
+	}
+	if len(list) == 0 {
+		return true, nil
+	}
+	lease, err := d.fleet.config.Limiter.Reserve(ctx, list, 0)
+	if err == nil {
+		d.leases = append(d.leases, lease)
+		return true, nil
+	}
+	var denied *ThrottledError
+	switch {
+	case errors.As(err, &denied):
+		r.refusedUntil.Store(time.Now().Add(max(denied.RetryAfter, time.Millisecond)).UnixNano())
+		return false, nil
+	case ctx.Err() != nil:
+		return false, contextError(ctx)
+	}
+	return false, errLimiter(err)
+}
+
+// charges are those of d that no relay is part of: the smallest scope first.
+func (d *delivery) charges() (list []Charge) {
+	f := d.fleet
+	c := f.config
+	if s := d.sender(); c.PerSender.any() {
+		list = addCharge(list, scopeSender, s, c.PerSender, d.fare.messages, d.fare.recipients)
+	}
+	providers, routes := make(map[*provider]int), make(map[int]int)
+	for i := range d.rcpts {
+		if x := &d.rcpts[i]; x.outcome == 0 {
+			if p := f.providerOf(x.addr); p != nil {
+				providers[p]++
+			}
+			if n := d.routeNumber(x); n >= 0 {
+				routes[n]++
+			}
+		}
+	}
+	for _, p := range f.providers {
+		list = addCharge(list, scopeProvider, p.Name, p.Limits, d.fare.messagesOf(providers[p]), providers[p])
+	}
+	for n, r := range f.routes {
+		list = addCharge(list, scopeRoute, r.name, c.Routes[n].Limits, d.fare.messagesOf(routes[n]), routes[n])
+	}
+	list = addCharge(list, scopeStream, d.env.Stream, f.streams[d.env.Stream].Limits, d.fare.messages, d.fare.recipients)
+	return addCharge(list, scopePool, "", c.Limits, d.fare.messages, d.fare.recipients)
+}
+
+func addCharge(list []Charge, scope, key string, l Limits, messages, recipients int) []Charge {
+	if l.Messages.N > 0 && messages > 0 {
+		list = append(list, Charge{Scope: scope, Key: key, Unit: Messages, Rate: l.Messages, N: messages})
+	}
+	if l.Recipients.N > 0 && recipients > 0 {
+		list = append(list, Charge{Scope: scope, Key: key, Unit: Recipients, Rate: l.Recipients, N: recipients})
+	}
+	return list
+}
+
+// returnLeases gives back what the Limiter has reserved for an attempt that did not use it.
+func (d *delivery) returnLeases() {
+	for len(d.leases) > 0 {
+		l := d.leases[len(d.leases)-1]
+		d.leases = d.leases[:len(d.leases)-1]
+		l.Return()
+	}
+}
+
+// commitLeases says that it was used.
+func (d *delivery) commitLeases() {
+	for len(d.leases) > 0 {
+		l := d.leases[len(d.leases)-1]
+		d.leases = d.leases[:len(d.leases)-1]
+		l.Commit()
+	}
+}
+
+// errLimiter hides what a Limiter's error matches: it must not look like what a relay said.
+func errLimiter(err error) error { return fmt.Errorf("%w: the Limiter failed: %v", ErrThrottled, err) }
