@@ -40,6 +40,7 @@ func TestImports(t *testing.T) {
 	siblings := map[string]string{ // what internal packages may import all the same
 		"internal/session": "internal/reply",
 		"internal/verdict": "internal/reply",
+		"internal/backoff": "internal/reply",
 	}
 	thirdParties := map[string][]string{ // by package or module; "." is the root
 		gobreaker: {"internal/breaker"},
