@@ -91,12 +91,12 @@ func permanent(stage reply.Stage, r *reply.Reply, t folded) (Kind, Scope, bool) 
 	}
 	switch {
 	case throttledSender(e):
-		if t.sendAsDenied() { // 5.2.252 comes with both meanings
+		if stage >= reply.StageMail && t.sendAsDenied() { // 5.2.252 comes with both meanings
 			return Block, Account, false
 		}
 		return Throttle, Account, false
 	case usedUp(e):
-		if t.sendAsDenied() {
+		if stage >= reply.StageMail && t.sendAsDenied() {
 			return Block, Account, false
 		}
 		return Quota, Account, false

@@ -20,6 +20,7 @@ const (
 	ceilingFor    = time.Hour       // that a refused connection is remembered
 	quotaFor      = time.Hour       // between two probes of a used-up quota
 	longestHint   = time.Hour       // of a reply
+	longestFor    = 24 * time.Hour  // of a rule
 	strikeWindow  = 5 * time.Minute // so many strikes in it are back-off mode
 	strikes       = 3
 	modeShare     = 0.1              // of the rate in back-off mode
@@ -146,7 +147,7 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 		return false
 	}
 	s.inARow = 0
-	g.For = min(g.For, longestHint)
+	g.For = min(g.For, longestFor)
 	switch g.Kind {
 	case Connections:
 		return s.tooManyConnections(now, &g)
