@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/breaker"
 	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/reply"
@@ -84,6 +85,9 @@ func (a *attempt) end(ctx context.Context) {
 	a.record.Duration = now.Sub(a.record.Start)
 	if a.outcome == breaker.Success {
 		r.answers(now)
+	}
+	if a.record.Accepted > 0 && !r.outdated() {
+		a.relaxes(now)
 	}
 	if !r.outdated() {
 		r.learnLatency(&a.record, &a.last, a.rides(), now.UnixNano())
@@ -265,7 +269,7 @@ func (r *standing) learn(x *session.Extensions) {
 
 // batch takes the next pending recipients that this attempt has not offered yet.
 func (a *attempt) batch() bool {
-	d, limit := a.d, maxRecipients
+	d, limit := a.d, a.relay.rcptMost
 	if x := a.conn.Extensions(); x.RcptMax > 0 {
 		limit = min(limit, x.RcptMax)
 	}
@@ -357,6 +361,7 @@ func (a *attempt) settle(end verdict.Verdict) {
 	if end.Move != verdict.Accepted && end.Move != verdict.Invalid {
 		endErr = a.error(&res.End)
 		a.record.Err = endErr
+		a.hear(res.End.Stage, &res.End.Reply, d.who)
 	}
 	a.hold(end.Blame, endErr)
 	a.record.Stage = stageName(res.End.Stage)
@@ -382,6 +387,9 @@ func (a *attempt) settle(end verdict.Verdict) {
 		fact := verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused}
 		v := verdict.Judge(fact)
 		a.need(v)
+		if g := a.hear(reply.StageRcpt, &said, d.who[n:n+1]); g.Kind == backoff.Greylist && said.Temporary() && v.Move == verdict.NextRelay {
+			v = verdict.Verdict{Move: verdict.Deferred, Greylist: true} // a rule says so
+		}
 		err := a.error(&session.End{Stage: reply.StageRcpt, Reply: said})
 		a.hold(v.Blame, err)
 		if v.Move == verdict.Again {
@@ -429,6 +437,7 @@ func (a *attempt) settleAll() {
 			w := verdict.Judge(verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused})
 			a.hold(w.Blame, a.error(&session.End{Stage: reply.StageRcpt, Reply: said}))
 			a.need(w)
+			a.hear(reply.StageRcpt, &said, d.who[n:n+1])
 			if w.Move == verdict.Again { // one transaction is all there may be
 				w.Move = verdict.NextRelay
 			}
@@ -465,6 +474,7 @@ func (a *attempt) need(v verdict.Verdict) {
 func (a *attempt) failed(end *session.End) {
 	a.last = dialFact(end)
 	v := verdict.Judge(a.last)
+	a.heed(end.Stage, &end.Reply, nil)
 	err := a.error(end)
 	a.hold(v.Blame, err)
 	a.record.Stage = stageName(end.Stage)

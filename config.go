@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/domain"
 	"github.com/smtplb/smtplb/internal/session"
 )
@@ -126,6 +127,12 @@ type Relay struct {
 	Conns Conns
 	// Limits bound what the relay gets. Default: nothing beside Conns.
 	Limits Limits
+	// Profile is what a service publishes about its relays: ProfileSES() and the like. What Conns and Limits say goes before it. The zero Profile says nothing.
+	Profile Profile
+	// Rules say what the relay's refusals mean for how much mail it is given. They go before those of Profile, and the built-in ones.
+	Rules []Rule
+	// NoBackOff: the relay is given as much mail as before whatever it says. Default: where it refuses mail for its amount it is given less, and then little by little more again.
+	NoBackOff bool
 	// Breaker decides when a sick relay is left alone.
 	Breaker Breaker
 	// Timeouts bound the stages of a conversation.
@@ -325,9 +332,11 @@ func (c *Config) validate() (*checked, error) {
 	c.Health.validate(&f)
 	names := make(map[string]int, len(c.Relays))
 	sessions := make([]*session.Config, len(c.Relays))
+	rules := make([]*backoff.Rules, len(c.Relays))
 	for i := range c.Relays {
 		r, path := &c.Relays[i], fmt.Sprintf("Relays[%d]", i)
 		sessions[i] = r.validate(path, &f)
+		rules[i] = backoff.NewRules(compileRules(r.Rules, path+".Rules", &f), r.Profile.validate(path+".Profile", &f))
 		sessions[i].LocalName = local
 		if c.Dial != nil && r.Dial == nil && r.LocalAddr != "" {
 			f.add(path+".LocalAddr", "goes without Config.Dial, which chooses its own address")
@@ -351,7 +360,11 @@ func (c *Config) validate() (*checked, error) {
 		x := &own.Routes[i]
 		x.Relays, x.Tags = slices.Clone(x.Relays), slices.Clone(x.Tags)
 	}
-	return &checked{Config: &own, sessions: sessions, table: table, providers: providers, domains: domains}, nil
+	valid := &checked{Config: &own, sessions: sessions, table: table, providers: providers, domains: domains, rules: make(map[*Relay]*backoff.Rules, len(rules))}
+	for i := range own.Relays {
+		valid.rules[&own.Relays[i]] = rules[i]
+	}
+	return valid, nil
 }
 
 func (r *Relay) name() string {
@@ -394,7 +407,7 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 	}
 	r.validateTLS(path, f, s, target)
 	r.validateAuth(path, f, s)
-	if limits := r.Conns.limits(); r.Conns.Reserved > 0 && limits.Max > 0 && limits.Reserved >= limits.Max {
+	if limits := r.conns().limits(); r.Conns.Reserved > 0 && limits.Max > 0 && limits.Reserved >= limits.Max {
 		f.add(path+".Conns.Reserved", "is %d of %d connections; bulk needs one at least", r.Conns.Reserved, limits.Max)
 	}
 	r.Breaker.validate(path+".Breaker", f)

@@ -93,6 +93,7 @@ type recipient struct {
 	ambiguous  bool
 	greylisted bool
 	wait       time.Duration // of a deferred one: until it is worth another try
+	hint       time.Duration // that the relay gave; 0: none
 }
 
 var deliveries = sync.Pool{New: func() any { return new(delivery) }}
@@ -393,7 +394,9 @@ func (d *delivery) incapable() error {
 func (d *delivery) waitFor(x *recipient) time.Duration {
 	switch {
 	case x.greylisted:
-		return retryGreylisted
+		return max(retryGreylisted, x.hint)
+	case x.hint > 0:
+		return max(x.hint, d.retryAfter)
 	case x.reply.Temporary() && x.reply.Code != 421: // a 421 is about the connection
 		return max(retryTemporary, d.retryAfter)
 	case d.retryAfter > 0:

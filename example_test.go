@@ -184,7 +184,7 @@ func ExampleReceipt_Retry() {
 	}
 	// Output:
 	// 2 recipients: 1 accepted, 1 deferred; tried relay-1
-	// again in 5m0s
+	// again in 5m10s
 	// 1 recipients: 1 accepted; tried relay-1
 }
 

@@ -247,7 +247,7 @@ func TestExplainIsTrue(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 6, func(c *smtplb.Config) {
 			for i := range c.Relays {
-				c.Relays[i].Tier, c.Relays[i].Weight, c.Relays[i].Breaker.Consecutive = i/2, 1+i%3, 2
+				c.Relays[i].Tier, c.Relays[i].Weight, c.Relays[i].Breaker.Consecutive, c.Relays[i].NoBackOff = i/2, 1+i%3, 2, true
 			}
 		})
 		defer h.close()

@@ -112,7 +112,7 @@ func newScene(t *testing.T, set setting) *scene {
 	opts := append([]smtptest.Option{smtptest.WithStrictPipelining()}, set.a...)
 	relay := smtplb.Relay{
 		Name: "a", Addr: addrA, TLS: smtplb.TLSNone, Timeouts: matrixTimeouts, Conns: smtplb.Conns{MaxMessages: set.uses, Max: set.conns}, Chunking: set.chunks,
-		Breaker: smtplb.Breaker{Consecutive: -1, MinOutcomes: matrixOutcomes, Ratio: 0.01},
+		Breaker: smtplb.Breaker{Consecutive: -1, MinOutcomes: matrixOutcomes, Ratio: 0.01}, NoBackOff: true, // or the next message would wait for it
 	}
 	if set.cert == nil {
 		set.cert = smtptest.WithCertificate(matrixCert())

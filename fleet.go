@@ -149,8 +149,8 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 	for _, s := range specs {
 		cfg := s.relay
 		r := &relay{
-			index: len(f.relays), tier: cfg.Tier, within: s.within, configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.Conns.limits(), breaking: cfg.Breaker,
-			noRiding: cfg.NoRiding, caps: c.own(cfg.Limits), chunking: cfg.Chunking, resolver: c.Resolver,
+			index: len(f.relays), tier: cfg.Tier, within: s.within, configured: s.place, origin: s.origin, foundBy: s.source, weight: max(cfg.Weight, 1), limits: cfg.conns().limits(), breaking: cfg.Breaker,
+			noRiding: cfg.NoRiding, caps: c.own(cfg.limits()), noBackOff: cfg.NoBackOff, rules: c.rules[s.origin], rcptMost: cfg.maxRecipients(), chunking: cfg.Chunking, resolver: c.Resolver,
 			ownDial: cfg.Dial != nil || c.Dial != nil, localAddr: cfg.LocalAddr, tlsConfig: cfg.TLSConfig, session: s.session,
 		}
 		if was := old.named(cfg.name()); was != nil {
@@ -161,6 +161,7 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 		} else {
 			r.standing = newStanding(p, cfg, r.limits, &f.health)
 			r.meter = newMeter(scopeRelay, r.name, r.caps, now)
+			r.strain.account.init(r.backoffConfig(), now)
 			r.current.Store(r.session)
 		}
 		f.relays = append(f.relays, r)

@@ -310,6 +310,7 @@ func (r *standing) sized() connpool.Limits {
 	if l.Max > 0 {
 		l.Max = int(math.Ceil(float64(l.Max)*r.share(time.Now()) - 1e-9))
 	}
+	l.Max = r.windowed(l.Max)
 	return l
 }
 

@@ -117,8 +117,8 @@ func (d *delivery) charged(ctx context.Context, r *relay, permit *breaker.Permit
 // charge asks the Limiter for what r needs of it, for d.turn. Where it denies that, the relay is left alone for as long as it says.
 func (d *delivery) charge(ctx context.Context, r *relay) (ok bool, err error) {
 	var list []Charge
-	list = addCharge(list, scopeRelay, r.name, r.origin.Limits, d.fare.messages, d.fare.recipients)
-	if rate := r.origin.Limits.Connections; rate.N > 0 && d.turn.Fresh() {
+	list = addCharge(list, scopeRelay, r.name, r.origin.limits(), r.transactions(d.fare), d.fare.recipients)
+	if rate := r.origin.limits().Connections; rate.N > 0 && d.turn.Fresh() {
 		list = append(list, Charge{Scope: scopeRelay, Key: r.name, Unit: Connections, Rate: rate, N: 1})
 	}
 	if len(list) == 0 {

@@ -279,9 +279,9 @@ func TestMaxThrottleWait(t *testing.T) {
 func TestThrottledInTheQueue(t *testing.T) {
 	t.Parallel()
 	for _, x := range []struct {
-		most             time.Duration
+		most     time.Duration
 		accepted int
-		took             time.Duration
+		took     time.Duration
 	}{
 		{0, 30, 30 * time.Second}, // 1 at once, and one each second; the one of the 30th may be a moment late
 		{5500 * time.Millisecond, 6, 5500 * time.Millisecond},
@@ -390,7 +390,7 @@ func TestLimitsGivenBack(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				h := newHouse(t, 1, func(c *smtplb.Config) {
 					c.Limits.Messages, c.Relays[0].Limits.Recipients = smtplb.Rate{N: 1, Burst: 1}, smtplb.Rate{N: 1, Burst: 1}
-					c.Relays[0].Breaker.Consecutive = -1
+					c.Relays[0].Breaker.Consecutive, c.Relays[0].NoBackOff = -1, true
 				})
 				defer h.close()
 				x.rule(h.relays[0])

@@ -164,7 +164,8 @@ func TestStatsInDetail(t *testing.T) {
 			l.Dial.Count != x.Opened || !near(l.Envelope.P50, 10*time.Millisecond) || l.Auth.Count != 0 {
 			t.Errorf("%+v, opened %d", l, x.Opened)
 		}
-		if ratio := float64(x.Reused) / float64(x.Reused+x.Opened); x.ReuseRatio != ratio || ratio < 0.9 || x.Limit != 10 {
+		if ratio := float64(x.Reused) / float64(x.Reused+x.Opened); x.ReuseRatio != ratio || ratio < 0.9 || x.Limit != 3 { // half of the 5 that it was known to take
+
 			t.Errorf("%v, %v, %d", x.ReuseRatio, ratio, x.Limit)
 		}
 

@@ -38,6 +38,7 @@ type Pool struct {
 	teller    teller
 	budget    budget
 	hedges    hedges
+	strained  atomic.Int32    // tethers that are tight, of all relays
 	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left
 	endRaces  context.CancelCauseFunc
 }

@@ -1,6 +1,7 @@
 package smtplb
 
 import (
+	"cmp"
 	"strings"
 	"time"
 
@@ -11,19 +12,12 @@ import (
 //
 // A figure that a service doesn't publish is not there. What a service allows one account (SES's rate, a plan's monthly volume) is for Relay to say.
 type Profile struct {
-	Name          string        // for people
-	Conns         Conns         // where Relay.Conns says nothing
-	Messages      PublishedRate // transactions, where the relay's own limits say nothing
-	Recipients    PublishedRate // likewise
-	MaxRecipients int           // in one transaction; 0: no less than usual
-	Rules         []Rule        // after the caller's, before the built-in ones
-}
-
-// PublishedRate is N in Per; the zero PublishedRate is none. Burst may come at once; 0: as much as comes in a second, and one at least.
-type PublishedRate struct {
-	N     float64
-	Per   time.Duration // a second where it is 0
-	Burst float64
+	Name          string // for people
+	Conns         Conns  // where Relay.Conns says nothing
+	Messages      Rate   // transactions, where the relay's own limits say nothing
+	Recipients    Rate   // likewise
+	MaxRecipients int    // in one transaction; 0: no less than usual
+	Rules         []Rule // after the caller's, before the built-in ones
 }
 
 // validate adds the profile's faults to f, and returns its rules.
@@ -34,21 +28,7 @@ func (p *Profile) validate(path string, f *faults) []backoff.Rule {
 	if p.MaxRecipients < 0 {
 		f.add(path+".MaxRecipients", "is negative; 0: no less than usual")
 	}
-	for _, x := range []struct {
-		field string
-		rate  PublishedRate
-	}{{"Messages", p.Messages}, {"Recipients", p.Recipients}} {
-		r := x.rate
-		switch {
-		case r == PublishedRate{}:
-		case !(r.N > 0) || r.N > 1e9:
-			f.add(path+"."+x.field, "N is %v; it must be above 0 (the zero PublishedRate: none)", r.N)
-		case r.Per < 0 || r.Per > longestRule || r.Per > 0 && r.Per < leastRule:
-			f.add(path+"."+x.field, "Per is %v; it must be from a millisecond to %v (0: a second)", r.Per, longestRule)
-		case !(r.Burst >= 0) || r.Burst > 1e9:
-			f.add(path+"."+x.field, "Burst is %v; it must be 0 or more", r.Burst)
-		}
-	}
+	Limits{Messages: p.Messages, Recipients: p.Recipients}.validate(path, scopeRelay, f)
 	if limits := p.Conns.limits(); p.Conns.Reserved > 0 && limits.Max > 0 && limits.Reserved >= limits.Max {
 		f.add(path+".Conns.Reserved", "is %d of %d connections; bulk needs one at least", p.Conns.Reserved, limits.Max)
 	}
@@ -93,8 +73,8 @@ func ProfileMicrosoft365() Profile {
 	return Profile{
 		Name:       "Microsoft 365",
 		Conns:      Conns{Max: 3},
-		Messages:   PublishedRate{N: 30, Per: time.Minute},
-		Recipients: PublishedRate{N: 10000, Per: 24 * time.Hour},
+		Messages:   PerMinute(30),
+		Recipients: PerDay(10000),
 		Rules: []Rule{
 			{Enhanced: "4.7.12", Action: RuleIgnore}, // RFC 4954 §6: a password transition
 			{Code: 432, Action: RuleConnections},
@@ -164,4 +144,28 @@ func ProfilePostmark() Profile {
 //   - A new account's daily limit is the plan's: https://support.sparkpost.com/docs/faq/daily-and-monthly-quota-limits. The reply to more isn't published; the built-in rules know the usual words.
 func ProfileSparkPost() Profile {
 	return Profile{Name: "SparkPost", Conns: Conns{Max: 10, MaxMessages: 100}}
+}
+
+// conns is Conns, and where it says nothing what the profile does.
+func (r *Relay) conns() Conns {
+	c, p := r.Conns, r.Profile.Conns
+	return Conns{
+		Max: cmp.Or(c.Max, p.Max), Reserved: cmp.Or(c.Reserved, p.Reserved), MaxIdle: cmp.Or(c.MaxIdle, p.MaxIdle), MaxMessages: cmp.Or(c.MaxMessages, p.MaxMessages),
+		MaxAge: cmp.Or(c.MaxAge, p.MaxAge), MaxIdleTime: cmp.Or(c.MaxIdleTime, p.MaxIdleTime),
+	}
+}
+
+// limits is Limits likewise.
+func (r *Relay) limits() Limits {
+	l := r.Limits
+	l.Messages, l.Recipients = cmp.Or(l.Messages, r.Profile.Messages), cmp.Or(l.Recipients, r.Profile.Recipients)
+	return l
+}
+
+// maxRecipients is how many recipients a transaction may have.
+func (r *Relay) maxRecipients() int {
+	if n := r.Profile.MaxRecipients; n > 0 {
+		return min(n, maxRecipients)
+	}
+	return maxRecipients
 }

@@ -429,7 +429,7 @@ func TestFinalTimeoutsInARow(t *testing.T) {
 func TestCooling(t *testing.T) {
 	for _, said := range []string{"4.7.0 rate limit exceeded, slow down", "4.7.0 daily sending quota exceeded"} {
 		bubble(t, func(t *testing.T) {
-			h := newHouse(t, 2, nil)
+			h := newHouse(t, 2, func(c *smtplb.Config) { c.Relays[0].NoBackOff = true })
 			defer h.close()
 			h.relays[0].On(smtptest.Mail).Times(1).Reply(451, said)
 			e := envelope("x@example.com")
@@ -459,7 +459,7 @@ func TestCooling(t *testing.T) {
 			h.wantWell(0)
 		})
 		bubble(t, func(t *testing.T) {
-			h := newHouse(t, 1, nil)
+			h := newHouse(t, 1, func(c *smtplb.Config) { c.Relays[0].NoBackOff = true })
 			defer h.close()
 			h.relays[0].On(smtptest.Mail).Times(1).Reply(451, said)
 			if _, err := h.pool.Deliver(t.Context(), envelope("x@example.com")); !errors.Is(err, smtplb.ErrThrottled) {

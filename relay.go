@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/balance"
 	"github.com/smtplb/smtplb/internal/breaker"
 	"github.com/smtplb/smtplb/internal/connpool"
@@ -26,6 +27,9 @@ type relay struct {
 	weight     int
 	limits     connpool.Limits
 	caps       Limits // what of Relay.Limits the pool keeps itself
+	rules      *backoff.Rules
+	rcptMost   int // see Profile.MaxRecipients
+	noBackOff  bool
 	breaking   Breaker
 	noRiding   bool
 	chunking   bool
@@ -62,6 +66,7 @@ type standing struct {
 	away          downtime
 	slowness
 	meter        *meter
+	strain       strain
 	refusedUntil atomic.Int64 // Unix nanoseconds: until then the Limiter has no room for it
 	connects     connects
 	hops         atomic.Uint64 // attempts elsewhere that one here led to

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/domain"
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
@@ -19,10 +20,11 @@ import (
 // checked is a configuration that was found to be valid, and what came of it.
 type checked struct {
 	*Config
-	sessions  []*session.Config // of Relays
-	table     *domain.Table     // of Routes, whose values are their numbers; nil where there are none
-	providers []Provider        // see Config.Providers
-	domains   *domain.Table     // theirs, whose values are their numbers
+	sessions  []*session.Config         // of Relays
+	table     *domain.Table             // of Routes, whose values are their numbers; nil where there are none
+	providers []Provider                // see Config.Providers
+	domains   *domain.Table             // theirs, whose values are their numbers
+	rules     map[*Relay]*backoff.Rules // of Relays
 }
 
 // route is a Route at work. It does not change.

@@ -20,8 +20,8 @@ func TestProfileFaults(t *testing.T) {
 		Name:          "a\nb",
 		Conns:         Conns{Max: 3, Reserved: 3, MaxIdleTime: 30, MaxAge: 5},
 		MaxRecipients: -1,
-		Messages:      PublishedRate{N: -1},
-		Recipients:    PublishedRate{N: 1, Per: 48 * time.Hour},
+		Messages:      Rate{N: -1},
+		Recipients:    Rate{N: 1, Per: -time.Hour},
 		Rules: []Rule{
 			{},
 			{Match: "(", Code: 99},

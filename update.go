@@ -107,6 +107,7 @@ func (r *relay) succeed(was *relay, h *Health) {
 		r.slowStart.Store(slow)
 		r.resize()
 	}
+	r.retether()
 	if r.breaking != was.breaking {
 		r.breaker.Configure(r.breaking.settings())
 	}

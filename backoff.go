@@ -1,0 +1,326 @@
+package smtplb
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/backoff"
+	"github.com/smtplb/smtplb/internal/reply"
+	"github.com/smtplb/smtplb/internal/throttle"
+)
+
+// This file is how a pool gives relays less mail that want less: what a refusal means is read by internal/backoff, which also knows how much may be sent then. Nothing of it opens a circuit breaker, and a relay that never refused anything
+// for its amount pays nothing for it but a count.
+
+// strain is what a relay's refusals have led to: of all that it gets, and of what it gets for single mailbox providers.
+type strain struct {
+	account   tether
+	mu        sync.RWMutex       // guards providers
+	providers map[string]*tether // by name
+	some      atomic.Bool        // there are any
+	strained  atomic.Bool        // one of them holds something back
+}
+
+// tether is one of them.
+type tether struct {
+	state  *backoff.State
+	tight  atomic.Bool // it holds something back
+	mu     sync.Mutex  // guards rate
+	rate   float64     // that pace has
+	pace   *throttle.Bucket
+	window atomic.Int32 // connections; 0: as many as there are
+}
+
+func newTether(c backoff.Config, now time.Time) *tether {
+	t := new(tether)
+	t.init(c, now)
+	return t
+}
+
+func (t *tether) init(c backoff.Config, now time.Time) {
+	t.state = backoff.New(c, now)
+	t.pace = throttle.NewBucket(throttle.Rate{}, now)
+}
+
+// wait is how long it is until one more message may go.
+func (t *tether) wait(now time.Time) time.Duration {
+	if !t.tight.Load() {
+		return 0
+	}
+	var d time.Duration
+	if until, _ := t.state.Suspended(now); !until.IsZero() {
+		d = until.Sub(now)
+	}
+	t.tune(now)
+	return max(d, t.pace.Wait(now, 1))
+}
+
+// tune gives pace the rate that is allowed now.
+func (t *tether) tune(now time.Time) {
+	rate := t.state.Rate(now)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if rate == t.rate {
+		return
+	}
+	t.rate = rate
+	if rate == 0 {
+		t.pace.Set(now, throttle.Rate{})
+		return
+	}
+	t.pace.Set(now, throttle.Rate{N: rate, Per: time.Second, Burst: 1})
+}
+
+// says tells what is held back, "" where nothing is.
+func (t *tether) says(now time.Time) string {
+	if !t.tight.Load() {
+		return ""
+	}
+	if until, why := t.state.Suspended(now); !until.IsZero() {
+		return fmt.Sprintf("left alone until %s (%s)", until.Format(time.TimeOnly), why)
+	}
+	return t.state.Snapshot(now)
+}
+
+// backoffConfig is what r allows where it never refused anything.
+func (r *relay) backoffConfig() backoff.Config {
+	c := backoff.Config{MaxConns: max(r.limits.Max, 0)}
+	if m := r.caps.Messages; m.N > 0 {
+		c.Rate = m.N / m.bucket().Per.Seconds()
+	}
+	return c
+}
+
+// mailbox returns what is known of the relay and a provider, nil where that isn't anything.
+func (s *strain) mailbox(provider string) *tether {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.providers[provider]
+}
+
+// mailboxes returns it, and begins it.
+func (r *relay) mailboxOf(provider string, now time.Time) *tether {
+	if t := r.strain.mailbox(provider); t != nil {
+		return t
+	}
+	s := &r.strain
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.providers[provider]
+	if t == nil {
+		if s.providers == nil {
+			s.providers = make(map[string]*tether)
+		}
+		c := r.backoffConfig()
+		c.Step = time.Hour // a reputation
+		t = newTether(c, now)
+		t.state.CountLike(r.strain.account.state)
+		s.providers[provider] = t
+		s.some.Store(true)
+	}
+	return t
+}
+
+// all calls f for each of the relay's tethers that is tight.
+func (s *strain) all(f func(t *tether)) {
+	f(&s.account)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, t := range s.providers {
+		f(t)
+	}
+}
+
+// heed takes in what a reply at a stage says of the amount of mail, for those of the recipients in who that it is about. It returns what it says.
+func (a *attempt) heed(stage reply.Stage, said *reply.Reply, who []int) backoff.Signal {
+	if said.Code < 400 || a.relay.outdated() {
+		return backoff.Signal{}
+	}
+	r := a.relay
+	g := r.rules.Classify(stage, said)
+	switch g.Kind {
+	case backoff.Throttle, backoff.Connections, backoff.Quota:
+	default:
+		return g
+	}
+	now := time.Now()
+	g.Began = a.record.Start
+	if g.Kind == backoff.Connections {
+		g.InUse = r.InFlight()
+	}
+	found := false
+	if g.Scope == backoff.Provider {
+		for _, p := range a.d.providersOf(who) {
+			found = true
+			r.holdBack(r.mailboxOf(p.Name, now), now, g)
+		}
+	}
+	if !found {
+		r.holdBack(&r.strain.account, now, g)
+	}
+	return g
+}
+
+// holdBack gives the relay less mail.
+func (r *relay) holdBack(t *tether, now time.Time, g backoff.Signal) {
+	if r.noBackOff || !t.state.Signal(now, g) {
+		return
+	}
+	first := !t.tight.Swap(true)
+	r.strain.strained.Store(true)
+	t.window.Store(int32(t.state.Window(now)))
+	r.resize()
+	if first && r.pool.strained.Add(1) == 1 {
+		r.pool.conns.Rouse() // who waits may be about to be sent there at once
+	}
+}
+
+// relaxes takes in that the relay has taken a message, or at least not refused it for its amount.
+func (a *attempt) relaxes(now time.Time) {
+	r, inUse := a.relay, a.relay.InFlight()
+	r.relax(&r.strain.account, now, inUse)
+	if !r.strain.some.Load() {
+		return
+	}
+	for _, p := range a.d.providersOf(a.d.who) {
+		if t := r.strain.mailbox(p.Name); t != nil {
+			r.relax(t, now, inUse)
+		}
+	}
+}
+
+func (r *relay) relax(t *tether, now time.Time, inUse int) {
+	t.state.Success(now, inUse)
+	if !t.tight.Load() {
+		return
+	}
+	if t.state.Calm(now) {
+		r.loosen(t)
+		return
+	}
+	if w := int32(t.state.Window(now)); t.window.Swap(w) != w {
+		r.resize()
+	}
+}
+
+// loosen ends what a tether holds back.
+func (r *relay) loosen(t *tether) {
+	if !t.tight.Swap(false) {
+		return
+	}
+	t.window.Store(0)
+	r.resize()
+	r.pool.strained.Add(-1)
+	still := false
+	r.strain.all(func(t *tether) { still = still || t.tight.Load() })
+	r.strain.strained.Store(still)
+}
+
+// strainWait is how long the relay is to be left alone with what f is for.
+func (r *standing) strainWait(now time.Time, f *fare) time.Duration {
+	if !r.strain.strained.Load() {
+		return 0
+	}
+	d := r.strain.account.wait(now)
+	for _, p := range f.mailboxes {
+		if t := r.strain.mailbox(p.Name); t != nil {
+			d = max(d, t.wait(now))
+		}
+	}
+	return d
+}
+
+// strainPay counts a message.
+func (r *standing) strainPay(now time.Time, f *fare) {
+	if !r.strain.strained.Load() {
+		return
+	}
+	r.strain.account.pace.Take(now, 1)
+	for _, p := range f.mailboxes {
+		if t := r.strain.mailbox(p.Name); t != nil {
+			t.pace.Take(now, 1)
+		}
+	}
+}
+
+// strainReturn takes that back.
+func (r *standing) strainReturn(now time.Time, f *fare) {
+	if !r.strain.strained.Load() {
+		return
+	}
+	r.strain.account.pace.Return(now, 1)
+	for _, p := range f.mailboxes {
+		if t := r.strain.mailbox(p.Name); t != nil {
+			t.pace.Return(now, 1)
+		}
+	}
+}
+
+// holds tells what is held back of what f is for, "" where nothing is.
+func (r *standing) holds(now time.Time, f *fare) string {
+	if !r.strain.strained.Load() {
+		return ""
+	}
+	if text := r.strain.account.says(now); text != "" && r.strain.account.wait(now) > 0 {
+		return text
+	}
+	for _, p := range f.mailboxes {
+		if t := r.strain.mailbox(p.Name); t != nil && t.wait(now) > 0 {
+			return p.Name + ": " + t.says(now)
+		}
+	}
+	return ""
+}
+
+// windowed is most, as much of it as the relay is to have now.
+func (r *standing) windowed(most int) int {
+	if w := int(r.strain.account.window.Load()); w > 0 && (most <= 0 || w < most) {
+		return w
+	}
+	return most
+}
+
+// providersOf returns the known providers of recipients, each once.
+func (d *delivery) providersOf(who []int) (list []*provider) {
+	for _, i := range who {
+		p := d.fleet.providerOf(d.rcpts[i].addr)
+		if p == nil {
+			continue
+		}
+		seen := false
+		for _, x := range list {
+			seen = seen || x == p
+		}
+		if !seen {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// hear is heed, for recipients who are told when to come again.
+func (a *attempt) hear(stage reply.Stage, said *reply.Reply, who []int) backoff.Signal {
+	g := a.heed(stage, said, who)
+	for _, i := range who {
+		a.d.rcpts[i].hint = g.For
+	}
+	return g
+}
+
+// retether brings what was learnt into line with another configuration.
+func (r *relay) retether() {
+	now, c := time.Now(), r.backoffConfig()
+	if r.noBackOff {
+		r.strain.all(r.loosen)
+		return
+	}
+	r.strain.account.state.Reconfigure(c, now)
+	c.Step = time.Hour
+	r.strain.mu.RLock()
+	defer r.strain.mu.RUnlock()
+	for _, t := range r.strain.providers {
+		t.state.Reconfigure(c, now)
+	}
+}

@@ -1,0 +1,318 @@
+package smtplb
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/smtplb/smtplb/internal/connpool"
+	"github.com/smtplb/smtplb/internal/domain"
+	"github.com/smtplb/smtplb/internal/session"
+)
+
+// This file is what one message costs of all that is limited, and how a send goes by it.
+
+// toll is what a fare costs of one meter.
+type toll struct {
+	*meter
+	recipients int
+}
+
+// fare is what one attempt of a message costs. It does not change, and outlives the delivery: a connection that has lost its race may have paid it.
+type fare struct {
+	fleet                *fleet
+	messages, recipients int
+	tolls                []toll      // of whatever is not the relay
+	sender               string      // of PerSender; "": there is none
+	mailboxes            []*provider // of the recipients, where somebody asks for them
+	buf                  [4]toll
+}
+
+// price makes the fare of what is pending of d, nil where nothing is limited.
+func (d *delivery) price() *fare {
+	f := d.fleet
+	strained := d.pool.strained.Load() > 0
+	if !f.metered && !strained {
+		return nil
+	}
+	x := &fare{fleet: f, recipients: d.pending, messages: (d.pending + maxRecipients - 1) / maxRecipients}
+	x.tolls = x.buf[:0]
+	if f.perSender != nil {
+		x.sender = d.sender()
+	}
+	for i := range d.rcpts {
+		if y := &d.rcpts[i]; y.outcome == 0 {
+			p := f.providerOf(y.addr)
+			x.add(p.limited(), 1)
+			if strained && p != nil && !slices.Contains(x.mailboxes, p) {
+				x.mailboxes = append(x.mailboxes, p)
+			}
+			if f.table != nil {
+				x.add(d.routeOf(y).meter, 1)
+			}
+		}
+	}
+	if f.table == nil {
+		x.add(f.standard.meter, d.pending)
+	}
+	x.add(f.perStream[d.env.Stream], d.pending)
+	x.add(f.whole, d.pending)
+	return x
+}
+
+// sender is whose limits Config.PerSender bounds.
+func (d *delivery) sender() string { return cmp.Or(d.env.Key, d.msg.fromDomain, domain.NullSender) }
+
+func (f *fare) add(m *meter, recipients int) {
+	if m == nil {
+		return
+	}
+	for i := range f.tolls {
+		if f.tolls[i].meter == m {
+			f.tolls[i].recipients += recipients
+			return
+		}
+	}
+	f.tolls = append(f.tolls, toll{m, recipients})
+}
+
+// messagesOf is how many messages count for so many recipients of the fare's.
+func (f *fare) messagesOf(recipients int) int { return min(f.messages, recipients) }
+
+// Like, Wait, Pay, End and Leave make fare a connpool.Fare.
+func (f *fare) Like(other connpool.Fare) bool {
+	o := other.(*fare)
+	if len(f.tolls) != len(o.tolls) || f.sender != o.sender || f.fleet != o.fleet {
+		return false
+	}
+	for i := range f.tolls {
+		if f.tolls[i].meter != o.tolls[i].meter {
+			return false
+		}
+	}
+	return slices.Equal(f.mailboxes, o.mailboxes)
+}
+
+func (f *fare) Wait(a connpool.Ask) time.Duration {
+	d := f.common(&a)
+	if r := f.fleet.ofLane(a.Lane); r != nil {
+		d = max(d, r.tollWait(&a, f))
+	}
+	return d
+}
+
+// common is Wait but for the relay's own.
+func (f *fare) common(a *connpool.Ask) (d time.Duration) {
+	for i := range f.tolls {
+		t := &f.tolls[i]
+		d = max(d, t.wait(a, f.messagesOf(t.recipients), t.recipients))
+	}
+	if f.sender != "" {
+		d = max(d, f.fleet.perSender.wait(a.Now, f.sender, f.messages, f.recipients))
+	}
+	return d
+}
+
+func (f *fare) Pay(lane int, now time.Time, fresh bool) {
+	for i := range f.tolls {
+		t := &f.tolls[i]
+		t.pay(now, f.messagesOf(t.recipients), t.recipients)
+	}
+	if f.sender != "" {
+		f.fleet.perSender.pay(now, f.sender, f.messages, f.recipients)
+	}
+	if r := f.fleet.ofLane(lane); r != nil {
+		r.meter.pay(now, r.transactions(f), f.recipients)
+		r.strainPay(now, f)
+		if fresh {
+			r.meter.connected(now)
+		}
+	}
+}
+
+func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
+	for i := range f.tolls {
+		t := &f.tolls[i]
+		if t.end(now, f.messagesOf(t.recipients), t.recipients, spent) {
+			others = true
+		}
+	}
+	if f.sender != "" && !spent {
+		f.fleet.perSender.end(now, f.sender, f.messages, f.recipients)
+		others = true
+	}
+	if r := f.fleet.ofLane(lane); r != nil {
+		r.meter.end(now, r.transactions(f), f.recipients, spent)
+		if !spent {
+			r.strainReturn(now, f)
+		}
+		if unused && r.meter.limits.Load().Connections.N > 0 {
+			r.meter.connections.Return(now, 1)
+		}
+	}
+	return others
+}
+
+func (f *fare) Leave(at connpool.Place) (others bool) {
+	for i := range f.tolls {
+		if f.tolls[i].leave(at) {
+			others = true
+		}
+	}
+	if f.messages > 1 || f.recipients > 1 {
+		for _, r := range f.fleet.relays {
+			if r.meter.leave(at) {
+				others = true
+			}
+		}
+	}
+	return others
+}
+
+// transactions are how many of them f takes with r.
+func (r *relay) transactions(f *fare) int { return (f.recipients + r.rcptMost - 1) / r.rcptMost }
+
+// tollWait is how long it is until the relay's own limits allow f.
+func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
+	d := r.meter.wait(a, r.transactions(f), f.recipients)
+	if a.Fresh && r.meter.limits.Load().Connections.N > 0 {
+		d = max(d, r.meter.connections.Wait(a.Now, 1))
+	}
+	d = max(d, r.strainWait(a.Now, f))
+	if until := r.refusedUntil.Load(); until != 0 {
+		d = max(d, time.Duration(until-a.Now.UnixNano()))
+	}
+	return d
+}
+
+// afford is how long d has to wait for limits that no other relay helps with.
+func (d *delivery) afford() time.Duration {
+	if d.fare == nil {
+		return 0
+	}
+	a := d.ask()
+	return d.fare.common(&a)
+}
+
+// tooDear is how long d would have to wait for limits that no other relay helps with, where it doesn't wait for so long; else 0.
+func (d *delivery) tooDear() time.Duration {
+	wait := d.afford()
+	if most := d.fleet.maxThrottle; most < 0 || wait <= most || wait == connpool.Never {
+		return 0
+	}
+	return wait
+}
+
+// ask is what d asks a meter, outside the queue: an estimate, as others pay meanwhile.
+func (d *delivery) ask() connpool.Ask { return connpool.Ask{Now: time.Now(), At: connpool.Last} }
+
+// owed is how long it is until r's own limits allow d.
+func (d *delivery) owed(r *relay) time.Duration {
+	if d.fare == nil {
+		return 0
+	}
+	a := d.ask()
+	return r.tollWait(&a, d.fare)
+}
+
+// closed reports whether r's own limits keep d from it for longer than d waits for them: it counts as a relay that can't take mail.
+func (d *delivery) closed(r *relay) bool {
+	return d.fare != nil && d.fleet.maxThrottle >= 0 && d.owed(r) > d.fleet.maxThrottle
+}
+
+// throttledFor is how long d has to wait for a limit, of those of the relays in d.lanes that has the least; 0 where it waits for something else.
+func (d *delivery) throttledFor() time.Duration {
+	if d.fare == nil {
+		return 0
+	}
+	least := connpool.Never
+	for _, r := range d.group.relays {
+		if d.lanes.Has(r.member) {
+			least = min(least, d.owed(r))
+		}
+	}
+	if least == connpool.Never {
+		least = 0
+	}
+	return max(least, d.afford())
+}
+
+// crowded reports whether none of the relays in d.lanes has a free connection.
+func (d *delivery) crowded() bool {
+	for _, r := range d.group.relays {
+		if d.lanes.Has(r.member) && d.pool.conns.Free(r.lane, d.place.Bulk) {
+			return false
+		}
+	}
+	return true
+}
+
+// overLimit ends a turn that would have to wait for a limit for so long.
+func (d *delivery) overLimit(wait time.Duration) *ThrottledError {
+	if wait == connpool.Never { // until others have handed over what they are at
+		wait = retrySoon
+	}
+	d.throttled = true
+	d.retryAfter = max(wait, time.Second)
+	e := &ThrottledError{RetryAfter: d.retryAfter}
+	a := d.ask()
+	for i := range d.fare.tolls {
+		t := &d.fare.tolls[i]
+		if text := t.over(a.Now, d.fare.messagesOf(t.recipients), t.recipients); text != "" {
+			e.Scope, e.Key, e.Reason = t.scope, t.key, text
+			return e
+		}
+	}
+	if d.fare.sender != "" && d.fleet.perSender.wait(a.Now, d.fare.sender, d.fare.messages, d.fare.recipients) > 0 {
+		e.Scope, e.Key, e.Reason = scopeSender, d.fare.sender, "the sender is over its limit"
+		return e
+	}
+	for _, r := range d.group.relays {
+		if text := d.dues(r); text != "" {
+			e.Scope, e.Key, e.Reason = scopeRelay, r.name, text
+			return e
+		}
+	}
+	return e
+}
+
+// dues tells which of r's own limits keeps d from it now, "" where none does.
+func (d *delivery) dues(r *relay) string {
+	if d.fare == nil {
+		return ""
+	}
+	now := time.Now()
+	if text := r.meter.over(now, r.transactions(d.fare), d.fare.recipients); text != "" {
+		return text
+	}
+	if text := r.holds(now, d.fare); text != "" {
+		return "relay " + r.name + ": " + text
+	}
+	if until := r.refusedUntil.Load(); until > now.UnixNano() {
+		return "relay " + r.name + ": the Limiter has no room for it before " + time.Unix(0, until).Format(time.TimeOnly)
+	}
+	return ""
+}
+
+// dials counts a connection that is about to be opened, where the turn hasn't paid for it: in the place of one that proved stale, say.
+func (r *standing) dials(t *connpool.Turn[*session.Conn]) {
+	if !t.Dials() {
+		r.meter.connected(time.Now())
+	}
+}
+
+// spend says that the relay may have got the message: what it costs is not given back.
+func (a *attempt) spend() {
+	if a.turn != nil { // else a dial has it that the attempt has left
+		a.turn.Spend()
+	}
+	a.d.commitLeases()
+}
+
+// second takes a free connection slot of another relay for d, for a race.
+func (d *delivery) second(r *relay) (*connpool.Turn[*session.Conn], bool) {
+	if d.fare != nil {
+		return d.pool.conns.TryFare(r.lane, d.place.Bulk, d.fare, d.place.Lag)
+	}
+	return d.pool.conns.Try(r.lane, d.place.Bulk)
+}
