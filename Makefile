@@ -34,7 +34,7 @@ FUZZ = \
 	.:FuzzParseRelay \
 	.:FuzzBody .:FuzzSendMail .:FuzzScanner .:FuzzSpill \
 	internal/verdict:FuzzJudge \
-	internal/domain:FuzzTransport \
+	internal/domain:FuzzTransport internal/throttle:FuzzParseRate \
 	smtptest:FuzzBody smtptest:FuzzServer
 
 fuzz: ## each fuzz target for FUZZTIME (30s)

@@ -9,141 +9,201 @@ import (
 )
 
 // Bucket is what is left of a Rate. It is safe for concurrent use; who needs that nobody takes what Wait has just said is there holds a lock of its own.
+//
+// All times are to be of one clock, time.Now's best. One that lies before another that something was taken or returned at counts as that one: so no stretch of time is counted twice.
 type Bucket struct {
-	mu     sync.Mutex // guards what follows
-	rate   Rate
-	tokens rate.Limiter
-	credit int   // what was returned; never more than there is room for
-	last   int64 // the latest time that was asked about, in Unix nanoseconds: a clock that goes back doesn't count a time twice
+	home   *home
+	tokens rate.Limiter // may owe something
+	credit float64      // what was returned, or was there from the beginning; never more than there is room for
+	// Of a Keyed's:
+	key  string
+	next *Bucket // in its chain
+	hash uint32
+	gone bool // it was full, and was forgotten
 }
+
+// home is what a Bucket has in common with the others of its Keyed, or its own: a million of them are to be small.
+type home struct {
+	mu    sync.Mutex // guards what follows, and all of the buckets
+	rate  Rate
+	burst float64
+	seen  time.Time // the latest time that something was changed at
+	keyed *Keyed    // nil: there is one bucket alone
+}
+
+// tolerance is what the arithmetic may be wrong by, in tokens. What is taken too early for it is owed, so it doesn't add up.
+const tolerance = 1e-9
 
 // NewBucket returns a full bucket.
 func NewBucket(r Rate, now time.Time) *Bucket {
-	b := new(Bucket)
+	b := &Bucket{home: &home{}}
 	b.Set(now, r)
 	return b
 }
 
-// Set gives the bucket another rate. What is owed stays owed, and what is in it stays, as far as the new burst allows; a bucket without a limit was full.
+// Set gives the bucket another rate. What is owed stays owed, and what is in it stays, as far as the new burst allows; a bucket without a limit was full. The buckets of a Keyed all have its rate, and this sets it.
 func (b *Bucket) Set(now time.Time, r Rate) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now = b.at(now)
-	was := b.rate
-	b.rate = r
-	if r.N == 0 {
+	h := b.home
+	if h.keyed != nil {
+		h.keyed.Set(now, r)
 		return
 	}
-	b.tokens.SetBurstAt(now, r.burst())
-	b.tokens.SetLimitAt(now, rate.Limit(r.perSecond()))
-	if was.N == 0 { // it was full, whatever the Limiter has from the rate before
-		b.credit = int(math.Ceil(float64(r.burst()) - b.tokens.TokensAt(now)))
-	}
-	b.trim(now)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now = h.advance(now)
+	was := h.rate
+	h.set(r)
+	b.set(now, was)
 }
 
 // Rate returns the bucket's rate.
 func (b *Bucket) Rate() Rate {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.rate
+	b.home.mu.Lock()
+	defer b.home.mu.Unlock()
+	return b.home.rate
 }
 
-// Wait returns how long it is until n may be taken, if nobody else takes any: 0: now. More than the burst may be taken when the bucket is full.
+// Wait returns how long it is until n may be taken, if nobody else takes any: 0: now. More than the burst may be taken when the bucket is full. It changes nothing.
 func (b *Bucket) Wait(now time.Time, n int) time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.rate.N == 0 {
+	h := b.home
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rate.N == 0 || n <= 0 {
 		return 0
 	}
-	now = b.at(now)
-	b.trim(now)
-	missing := float64(min(n, b.rate.burst())) - b.level(now)
-	if missing <= tolerance {
+	b, at := b.present(now), h.at(now)
+	want := min(float64(n), h.burst) - tolerance
+	missing := want - b.level(at)
+	if missing <= 0 {
 		return 0
 	}
-	d := math.Ceil(missing / b.rate.perSecond() * float64(time.Second))
-	if d >= math.MaxInt64 {
+	wait := (missing + tolerance) / h.rate.perSecond() * float64(time.Second)
+	wait = math.Ceil(wait - wait*1e-15 - 1e-3) // what is a whole number but for the last bits is one
+	if wait >= math.MaxInt64/2 {               // more than 146 years
 		return math.MaxInt64
 	}
-	return time.Duration(d)
+	d := time.Duration(max(wait, 1))
+	for step := time.Duration(1); b.level(at.Add(d)) < want; step *= 2 { // of a large sum, the last bits are missing
+		d += step
+	}
+	return d + max(at.Sub(now), 0)
 }
-
-// tolerance is what the arithmetic may be wrong by: a wait is a whole number of nanoseconds.
-const tolerance = 1e-6
 
 // Take takes n, whatever is there: the bucket may owe something afterwards.
 func (b *Bucket) Take(now time.Time, n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.rate.N == 0 || n <= 0 {
+	h := b.home
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rate.N == 0 || n <= 0 {
 		return
 	}
-	now = b.at(now)
+	now = h.advance(now)
+	b = b.present(now)
 	b.trim(now)
-	c := min(b.credit, n)
-	b.credit -= c
-	for n -= c; n > 0; {
-		piece := min(n, b.rate.burst())
-		b.tokens.ReserveN(now, piece)
-		n -= piece
-	}
+	b.take(now, n)
 }
 
-// Return gives back what was taken and not used. The bucket never holds more than its burst.
+// Return gives back what was taken and not used. The bucket never holds more than its burst. What is returned to the one that a Keyed's keys share where there are too many is lost: it may have been taken from another.
 func (b *Bucket) Return(now time.Time, n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.rate.N == 0 || n <= 0 {
+	h := b.home
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rate.N == 0 || n <= 0 {
 		return
 	}
-	now = b.at(now)
-	b.credit += n
+	now = h.advance(now)
+	if b = b.present(now); h.keyed != nil && b == h.keyed.crowd {
+		return
+	}
+	b.credit += float64(n)
 	b.trim(now)
 }
 
 // Level returns what is in the bucket; it is negative where the bucket owes something, and +Inf where there is no limit.
 func (b *Bucket) Level(now time.Time) float64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.rate.N == 0 {
+	h := b.home
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rate.N == 0 {
 		return math.Inf(1)
 	}
-	now = b.at(now)
-	b.trim(now)
-	return b.level(now)
+	return b.present(now).level(h.at(now))
 }
 
 // Full reports whether nothing is missing: the bucket is as good as a new one.
 func (b *Bucket) Full(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.rate.N == 0 {
-		return true
-	}
-	now = b.at(now)
-	b.trim(now)
-	return b.level(now) >= float64(b.rate.burst())-tolerance
+	h := b.home
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return b.present(now).full(h.at(now))
 }
 
 // The methods that follow need the lock.
 
-// at is now, or the latest time there was.
-func (b *Bucket) at(now time.Time) time.Time {
-	t := now.UnixNano()
-	if t < b.last {
-		return time.Unix(0, b.last)
+// at is now, or the latest time there was. Times are compared as they are, and not as Unix times: the clock on the wall may be set back.
+func (h *home) at(now time.Time) time.Time {
+	if now.Before(h.seen) {
+		return h.seen
 	}
-	b.last = t
 	return now
 }
 
-func (b *Bucket) level(now time.Time) float64 { return b.tokens.TokensAt(now) + float64(b.credit) }
+// advance is at, for who changes something.
+func (h *home) advance(now time.Time) time.Time {
+	h.seen = h.at(now)
+	return h.seen
+}
+
+func (h *home) set(r Rate) { h.rate, h.burst = r, float64(r.burst()) }
+
+// set makes the bucket go by the rate of its home, which was another before.
+func (b *Bucket) set(now time.Time, was Rate) {
+	if b.home.rate.N == 0 {
+		return
+	}
+	if was.N != 0 {
+		b.credit = min(b.credit, float64(was.burst())-b.tokens.TokensAt(now))
+	}
+	b.tokens.SetBurstAt(now, int(b.home.burst))
+	b.tokens.SetLimitAt(now, rate.Limit(b.home.rate.perSecond()))
+	if was.N == 0 { // it was full, whatever the Limiter has from the rate before
+		b.credit = b.home.burst - b.tokens.TokensAt(now)
+	}
+	b.trim(now)
+}
+
+// present is the bucket itself, and where it was forgotten the one that its key has now: whoever kept it takes from the same one as all the others.
+func (b *Bucket) present(now time.Time) *Bucket {
+	if b.gone {
+		return b.home.keyed.get(b.home.at(now), b.key)
+	}
+	return b
+}
+
+// level is what is there. As time goes by the Limiter's part of it only grows, so what trim will cut the credit to in the end is known at any time.
+func (b *Bucket) level(now time.Time) float64 {
+	return min(b.tokens.TokensAt(now)+b.credit, b.home.burst)
+}
+
+func (b *Bucket) full(now time.Time) bool {
+	return b.home.rate.N == 0 || b.level(now) >= b.home.burst-tolerance
+}
+
+// take takes n out of the Limiter.
+func (b *Bucket) take(now time.Time, n int) {
+	burst := int(b.home.burst)
+	if n <= burst {
+		b.tokens.ReserveN(now, n)
+		return
+	}
+	b.tokens.SetBurstAt(now, n) // ReserveN refuses more than the burst; a piece at a time, 1e9 under "1/s" would take for ever
+	b.tokens.ReserveN(now, n)
+	b.tokens.SetBurstAt(now, burst)
+}
 
 // trim cuts the credit to what there is room for.
 func (b *Bucket) trim(now time.Time) {
 	if b.credit > 0 {
-		room := float64(b.rate.burst()) - b.tokens.TokensAt(now)
-		b.credit = min(b.credit, int(math.Ceil(max(room, 0)-tolerance)))
+		b.credit = max(min(b.credit, b.home.burst-b.tokens.TokensAt(now)), 0)
 	}
 }
