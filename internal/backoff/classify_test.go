@@ -111,6 +111,7 @@ func TestSamples(t *testing.T) {
 		{rcpt, "452 4.2.2 Mailbox full: daily limit of messages exceeded", none, account, 0, false},
 		{rcpt, "550 5.1.1 <rate-limit@example.com>: no such user", none, account, 0, false},
 		{rcpt, "450 4.1.1 <too-many-messages@example.com> unknown, throttled", none, account, 0, false},
+		{rcpt, "450 <throttled@example.com>: rejected", none, account, 0, false},
 		{final, "451 Try again in 3 hours", none, account, time.Hour, false},
 		{mail, "535 5.7.8 Too many messages", none, account, 0, false},
 		{reply.StageQuit, "421 4.7.0 too many connections", none, account, 0, false},

@@ -1,14 +1,15 @@
 package backoff
 
-import (
-	"time"
-)
+import "time"
 
 // How the rate is found
 //
 // The relay has a limit that it doesn't tell. What is known of it are two numbers: proven, a rate that was used for a while and nobody complained, and wall, one that was too much. Where nothing is proven, a throttle
 // halves the rate. Then the middle between the two is tried, for a step (a minute): where that goes well it is the new proven, where not the new wall, and the old proven rate is kept for a while before the next trial. When the
 // two are near each other, the rate stays, and the wall itself is tried every tenth step, as it may have gone. Past the wall the steps are a tenth of the cap, as at the beginning of all.
+//
+// Where something that was proven is too much all the same, a seventh less is tried first, and then half. One second after a throttle is enough to see whether the lower rate does, so the rate is lowered for each message that was begun
+// since and is refused; W is halved once a minute only.
 //
 // That departs from the plain "+10 % of the cap each minute", which is throttled every few minutes for ever, and uses three quarters of the capacity while it is at it: with this, a throttle that a trial brought about costs a
 // second, comes every tenth minute, and doesn't count for back-off mode, as it says nothing new about the relay. What is not our own trial does count, and what was proven isn't any more then.
@@ -197,7 +198,8 @@ func (s *State) climb(now time.Time) {
 	}
 }
 
-// Rate is how many messages a second may be sent now; 0: any number.
+// Rate is how many messages a second may be sent now; 0: any number. Where it is less than what is configured, they should leave one by one: a bucket for more than a twentieth of a second's worth makes bursts that the relay refuses,
+// from which nothing is learnt about its rate.
 func (s *State) Rate(now time.Time) float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,10 +209,12 @@ func (s *State) Rate(now time.Time) float64 {
 
 func (s *State) rateNow(now time.Time) float64 {
 	switch {
-	case !s.limited:
-		return s.cfg.Rate
+	case s.mode && s.cfg.Rate > 0:
+		return min(s.mark, s.cfg.Rate)
 	case s.mode:
 		return s.mark
+	case !s.limited:
+		return s.cfg.Rate
 	}
 	r := s.target
 	if now.Before(s.drain) {

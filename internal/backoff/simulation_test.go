@@ -134,8 +134,11 @@ func steady(r float64) func(time.Duration) float64 { return func(time.Duration) 
 // TestFindsTheLimit is the figure that the way of finding the rate was made for: a relay begins to take half of what it took, and says so only by refusing what is too much. In the first minute it refuses three
 // messages at the most; after ten minutes nine tenths of what it takes, or what so many connections can carry, are used, and no minute has more than one refusal.
 func TestFindsTheLimit(t *testing.T) {
-	const after = 40 // minutes
 	for _, rate := range []float64{0.5, 14, 200} {
+		after := 40 // minutes
+		if rate > 100 {
+			after = 20 // it is as much work
+		}
 		for _, conns := range []int{1, 10} {
 			for _, delay := range []time.Duration{5 * time.Millisecond, 2 * time.Second} {
 				for _, depth := range []time.Duration{time.Second, 10 * time.Second} {
@@ -153,7 +156,11 @@ func TestFindsTheLimit(t *testing.T) {
 									}
 									return rate / 2
 								}
-								c.run().check(t, onset, after, min(rate/2, float64(conns)/delay.Seconds()))
+								o := c.run()
+								o.check(t, onset, after, min(rate/2, float64(conns)/delay.Seconds()))
+								if depth == time.Second { // a deeper one makes what is too much look well for some time
+									o.checkTrials(t, onset, after)
+								}
 							})
 						}
 					}
@@ -197,6 +204,20 @@ func (o outcome) check(t *testing.T, m0, minutes int, capacity float64) {
 	}
 	if o.modes > 0 {
 		t.Errorf("%d times in back-off mode", o.modes)
+	}
+}
+
+// checkTrials holds that the relay isn't tried more than need be: later than in the first minute, two refusals are two minutes apart, and once the limit is found there is one in four minutes at the most.
+func (o outcome) checkTrials(t *testing.T, m0, minutes int) {
+	t.Helper()
+	at := func(m int) time.Duration { return time.Duration(m0+m) * time.Minute }
+	for i := 1; i < len(o.throttled); i++ {
+		if a, b := o.throttled[i-1], o.throttled[i]; a > at(1) && b-a < 2*time.Minute {
+			t.Errorf("refusals at %v and at %v", a, b)
+		}
+	}
+	if n := o.refusals(at(10), at(minutes)); n > (minutes-10)/4 {
+		t.Errorf("%d refusals from minute 10 on", n)
 	}
 }
 

@@ -31,6 +31,8 @@ const (
 	defaultStep   = time.Minute
 )
 
+const effectBackOff = "back-off mode"
+
 // State is what is kept of one key. Its methods may be called at the same time; they never block, and call nobody.
 type State struct {
 	mu  sync.Mutex // guards all below; held for arithmetic only
@@ -88,7 +90,7 @@ func (s *State) Reconfigure(cfg Config, now time.Time) {
 	defer s.mu.Unlock()
 	s.cfg = cfg.sane()
 	s.window = s.limit(s.window, now)
-	if c := s.cfg.Rate; c > 0 && s.limited && s.target >= c {
+	if c := s.cfg.Rate; c > 0 && s.limited && !s.mode && s.target >= c {
 		s.forget()
 	}
 }
@@ -142,7 +144,9 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance(now)
-	s.count(now)
+	if g.Kind == Throttle {
+		s.count(now)
+	}
 	if !s.reached(now, g.Rule) {
 		return false
 	}
@@ -164,7 +168,8 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 		s.halveWindow(now)
 		s.throttled(now)
 		s.enter(now, g.For)
-		s.note(now, "back-off mode", &g)
+		s.hold(now, g.Reply)
+		s.note(now, effectBackOff, &g)
 		return true
 	}
 	if !s.reacted.IsZero() && !s.begun(now, g.Began).After(s.reacted) {
@@ -177,7 +182,7 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 	}
 	s.hold(now, g.Reply)
 	if s.mode {
-		s.note(now, "back-off mode", &g)
+		s.note(now, effectBackOff, &g)
 	} else {
 		s.note(now, "halved", &g)
 	}
