@@ -187,10 +187,11 @@ func (p *Pool[C]) enqueue(w *waiter[C]) {
 	for i := range w.links {
 		k := &w.links[i]
 		if w.fare != nil {
-			k.line = k.lane.lineOf(w)
+			k.lineUp()
 			k.lane.opens = 0 // to find out when it can pay
+		} else {
+			k.queue().push(k)
 		}
-		k.queue().push(k)
 	}
 	w.queued = true
 	if w.fare != nil {
@@ -203,10 +204,12 @@ func (p *Pool[C]) enqueue(w *waiter[C]) {
 func (p *Pool[C]) unqueue(w *waiter[C]) {
 	for i := range w.links {
 		k := &w.links[i]
-		k.queue().remove(k)
 		if k.line != nil {
-			k.line.close()
-			k.line = nil
+			if k.stepOut() {
+				k.lane.opens, p.eased = 0, true
+			}
+		} else {
+			k.queue().remove(k)
 		}
 	}
 	w.queued = false
@@ -218,12 +221,9 @@ func (p *Pool[C]) unqueue(w *waiter[C]) {
 	}
 }
 
-// queue is where the link has its place.
+// queue is where the link of a waiter that pays no fare has its place.
 func (k *link[C]) queue() *queue[C] {
-	switch {
-	case k.line != nil:
-		return &k.line.queue
-	case k.w.bulk:
+	if k.w.bulk {
 		return &k.lane.bulk
 	}
 	return &k.lane.queue
