@@ -394,3 +394,151 @@ func TestFareKeepsNobodyWaiting(t *testing.T) {
 		w.wantTokens(g, 1)
 	})
 }
+
+// Who needs much is not starved by those who need little and come later, whether they wait or try; and doesn't keep those waiting who are due before.
+func TestFareOfManyIsNotStarved(t *testing.T) {
+	for _, lane := range []int{0, 1} {
+		tolls(t, "", 2, 1000, func(t *testing.T, w *tollWorld) {
+			w.rate(time.Second, 10)
+			little := w.fare(1, 0)
+			much := w.pays(w.fare(10, 0), 0, 0)
+			much.gets(0).Spend()
+			much = w.pays(w.fare(10, 0), 0, 0)
+			var later []*wait
+			for range 5 {
+				later = append(later, w.pays(little, 0, lane))
+				w.noTryFare(lane, little, 0)
+				pass(time.Second)
+			}
+			w.pays(little, -time.Minute, lane).gets(lane).Spend() // is due before
+			for range 5 {
+				w.noTryFare(lane, little, 0)
+				much.waits()
+				pass(time.Second)
+			}
+			much.waits()
+			much.getsAt(time.Second, 0).Spend()
+			for _, q := range later {
+				q.waits()
+				q.getsAt(time.Second, lane).Spend()
+			}
+		})
+	}
+}
+
+func TestTryFareOvertakesNobody(t *testing.T) {
+	tolls(t, "in its line", 1, 9, func(t *testing.T, w *tollWorld) {
+		g := w.rate(time.Second, 2)
+		w.rate(time.Second, 2)
+		f, other := w.fare(1, 0), w.fare(1, 0, 1)
+		spends(w.tryFare(0, w.fare(2, 0)))
+		q := w.pays(w.fare(2, 0), 0, 0)
+		pass(time.Second)
+		w.noTryFare(0, f, 0) // there is a token, but q is due before
+		w.noTryFare(0, other, 0)
+		w.wantTokens(g, 1)
+		if x, ok := w.TryFare(0, false, f, -2*time.Second); ok {
+			x.Put(0) // it is due before q
+		} else {
+			t.Error("one that is due before has to wait")
+		}
+		q.getsAt(time.Second, 0)
+		w.noTryFare(0, f, 0)
+	})
+	tolls(t, "in its line, without a claim", 1, 9, func(t *testing.T, w *tollWorld) {
+		w.rate(time.Second, 2)
+		w.rate(time.Hour, 1)
+		spends(w.tryFare(0, w.fare(1, 1)))
+		q := w.pays(w.fare(1, 0, 1), 0, 0)
+		w.noTryFare(0, w.fare(1, 0, 1), 0)
+		w.tryFare(0, w.fare(1, 0)) // q can't have it
+		q.waits()
+	})
+	// q is due before, and could pay, but its lane is full.
+	tolls(t, "who has no slot", 2, 1, func(t *testing.T, w *tollWorld) {
+		g := w.rate(time.Second, 1)
+		f := w.fare(1, 0)
+		busy := w.try(0)
+		q := w.pays(f, 0, 0)
+		w.noTryFare(0, f, -time.Hour)
+		spends(w.tryFare(1, f))
+		busy.Put(0)
+		q.getsAt(time.Second, 0)
+		w.wantTokens(g, 0)
+	})
+	tolls(t, "no fare", 1, 1, func(t *testing.T, w *tollWorld) {
+		x, ok := w.TryFare(0, false, nil, 0)
+		if !ok || x.Fresh() || x.Dials() {
+			t.Errorf("TryFare = %v, %v", x, ok)
+		}
+		if _, ok := w.TryFare(0, false, nil, 0); ok {
+			t.Error("a turn too many")
+		}
+	})
+}
+
+// Somebody comes in the moment in which another can pay, before or after the timer: the other is due first.
+func TestFareWhenTheTimerIsLate(t *testing.T) {
+	waits := func(w *tollWorld, r *connpool.Request) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		w.Wait(ctx, r)
+	}
+	come := map[string]func(w *tollWorld, f *fakeFare){
+		"try":         func(w *tollWorld, f *fakeFare) { w.Try(0, false) },
+		"try idle":    func(w *tollWorld, f *fakeFare) { w.TryIdle(0) },
+		"try fare":    func(w *tollWorld, f *fakeFare) { w.TryFare(0, false, f, 0) },
+		"other line":  func(w *tollWorld, f *fakeFare) { w.TryFare(0, false, w.fare(1, 0, 1), 0) },
+		"other lane":  func(w *tollWorld, f *fakeFare) { w.TryFare(1, false, f, 0) },
+		"wait":        func(w *tollWorld, f *fakeFare) { waits(w, &connpool.Request{Lanes: set(0), Fare: f}) },
+		"wait free":   func(w *tollWorld, f *fakeFare) { waits(w, &connpool.Request{Lanes: set(0)}) },
+		"wait lane 1": func(w *tollWorld, f *fakeFare) { waits(w, &connpool.Request{Lanes: set(1), Fare: f}) },
+	}
+	for name, come := range come {
+		tolls(t, name, 2, 1, func(t *testing.T, w *tollWorld) {
+			w.rate(time.Second, 1)
+			w.most(9)
+			f := w.fare(1, 0)
+			x := w.tryFare(0, f)
+			x.Adopt(w.open())
+			spends(x)
+			var q *wait
+			time.AfterFunc(time.Second, func() { come(w, f) }) // set before the pool's timer
+			q = w.pays(f, 0, 0)
+			q.waits()
+			time.Sleep(time.Second) // and after it
+			come(w, f)
+			q.gets(0)
+		})
+	}
+	// A turn of another lane ends in that moment, whose waiter is due later.
+	for _, first := range []int{0, 1} {
+		tolls(t, "end", 2, 1, func(t *testing.T, w *tollWorld) {
+			w.rate(time.Second, 1)
+			f := w.fare(1, 0)
+			spends(w.tryFare(0, f))
+			busy := w.try(1 - first)
+			time.AfterFunc(time.Second, func() { busy.Put(0) })
+			q := w.pays(f, 0, first)
+			later := w.pays(f, 0, 1-first)
+			pass(time.Second)
+			q.gets(first)
+			later.waits()
+		})
+	}
+}
+
+// Two lanes wait for one token, and one of them learns it when it is less than leastWait away.
+func TestFareOrderWithinLeastWait(t *testing.T) {
+	tolls(t, "", 2, 1, func(t *testing.T, w *tollWorld) {
+		w.rate(time.Second, 1)
+		f := w.fare(1, 0)
+		spends(w.tryFare(0, f))
+		later := w.pays(f, time.Second, 0)
+		pass(time.Second - 500)
+		q := w.pays(f, 0, 1)
+		pass(time.Microsecond)
+		q.gets(1)
+		later.waits()
+	})
+}
