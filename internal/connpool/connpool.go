@@ -212,6 +212,7 @@ type Pool[C any] struct {
 
 	nowhere lane[C]       // what the numbers stand for whose lane's place was given away: removed, nothing else
 	changes atomic.Uint64 // see Changes; written only under mu
+	paying  atomic.Int64  // waiters in the queue that pay a fare; likewise
 
 	mu       sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
 	closed   bool
@@ -221,7 +222,6 @@ type Pool[C any] struct {
 	conns    map[*conn[C]]struct{}           // all connections, idle and in use
 	timer    *time.Timer                     // calls reap; nil until there is something to expire
 	alarm    time.Duration                   // when the timer fires, at the latest; never: it isn't set
-	paying   int                             // waiters in the queue that pay a fare
 	eased    bool                            // some may be able to pay, of lanes that opens says so of,
 	easedAll bool                            // or of any lane
 	wake     struct{ head, tail *waiter[C] } // to be woken when the lock is released

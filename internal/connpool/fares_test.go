@@ -181,7 +181,7 @@ func newLedger(t testing.TB) *ledger {
 type fakeFare struct {
 	*ledger
 	price
-	onWait func(connpool.Ask) // called first by Wait, not under the ledger's lock
+	modest bool // claims nothing
 }
 
 // fare costs so much of each of these shared gates, and of the lane's.
@@ -194,16 +194,13 @@ func (f *fakeFare) Like(other connpool.Fare) bool {
 }
 
 func (f *fakeFare) Wait(a connpool.Ask) time.Duration {
-	if f.onWait != nil {
-		f.onWait(a)
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asks++
 	if a.Queued {
 		f.queued[a.At] = true
 	}
-	return f.wait(connpool.Member(a.Lane), f.price, a.Now, a.Fresh, a.At, a.Queued)
+	return f.wait(connpool.Member(a.Lane), f.price, a.Now, a.Fresh, a.At, a.Queued && !f.modest)
 }
 
 func (f *fakeFare) Pay(lane int, now time.Time, fresh bool) {

@@ -40,7 +40,7 @@ type Rider struct {
 // before; and when the turn holds no connection.
 func (t *Turn[C]) Board(uses int) (load any, ok bool) {
 	p, l := t.pool, t.lane
-	if l.mirror.Load()&mirrorBulk != 0 { // without the lock: nobody waits where even bulk could have a turn
+	if l.mirror.Load()&mirrorBulk != 0 && p.paying.Load() == 0 { // without the lock: nobody waits where even bulk could have a turn, unless he can't pay for it, or for a connection
 		return nil, false
 	}
 	now := p.now()

@@ -89,7 +89,7 @@ func (p *Pool[C]) tryFare(lane int, bulk bool, f Fare, lag time.Duration) (t tur
 	}
 	p.mu.Lock()
 	p.catchUp()
-	if ok = p.grantable(l, bulk) && p.passes(l, f, Ticket{}, lag); ok {
+	if ok = p.grantable(l, bulk) && p.passes(l, f, bulk, Ticket{}, lag); ok {
 		t = p.grant(l, f)
 	}
 	p.unlock(l)
@@ -142,7 +142,7 @@ func (p *Pool[C]) ended(f Fare, l *lane[C], spent, unused bool) {
 
 // catchUp serves those who can pay by now, where the timer is late: who comes in this moment doesn't overtake them.
 func (p *Pool[C]) catchUp() {
-	if p.paying > 0 && p.alarm <= p.now() {
+	if p.paying.Load() > 0 && p.alarm <= p.now() {
 		p.eased = true
 		p.ease()
 	}
@@ -152,7 +152,7 @@ func (p *Pool[C]) catchUp() {
 // otherwise: before that lane's free slots are handed out to its own, as what has come back may be
 // for somebody of another lane who is due before them.
 func (p *Pool[C]) change(l *lane[C]) {
-	if p.paying > 0 && (p.eased || p.easedAll || l != nil && p.alarm <= p.now()) {
+	if p.paying.Load() > 0 && (p.eased || p.easedAll || l != nil && p.alarm <= p.now()) {
 		if l != nil {
 			l.opens = 0
 		}
@@ -163,18 +163,17 @@ func (p *Pool[C]) change(l *lane[C]) {
 
 // passes reports whether somebody who isn't in the queue can pay for a turn of the
 // lane, and is behind nobody in the line that would be its own.
-func (p *Pool[C]) passes(l *lane[C], f Fare, ticket Ticket, lag time.Duration) bool {
+func (p *Pool[C]) passes(l *lane[C], f Fare, bulk bool, ticket Ticket, lag time.Duration) bool {
 	now := p.now()
 	if ticket.number == 0 { // it would come now
 		ticket = Ticket{p.tickets + 1, now}
 	}
 	at := place[C]{due: ticket.due(lag), number: ticket.number}
-	bulk := p.grantable(l, true) // or else those who are bulk wait for something that they leave to others
 	for _, x := range l.lines {
 		if at.before(&x.queue[0]) {
 			break
 		}
-		if (bulk || !x.bulk) && x.first().fare.Like(f) {
+		if x.bulk == bulk && x.first().fare.Like(f) {
 			return false
 		}
 	}
@@ -219,7 +218,7 @@ func (p *Pool[C]) ease() {
 	for p.eased || p.easedAll { // again where somebody who was served has left what others can pay with
 		all := p.easedAll
 		p.eased, p.easedAll = false, false
-		if p.paying > 0 {
+		if p.paying.Load() > 0 {
 			p.easeOnce(all)
 		}
 	}

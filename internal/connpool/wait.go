@@ -104,7 +104,7 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 	named, up := 0, 0
 	for i := nextBit(lanes, 0); i < end; i = nextBit(lanes, i+1) {
 		l := all[i]
-		if p.grantable(l, r.Bulk) && (r.Fare == nil || p.passes(l, r.Fare, r.Ticket, r.Lag)) {
+		if p.grantable(l, r.Bulk) && (r.Fare == nil || p.passes(l, r.Fare, r.Bulk, r.Ticket, r.Lag)) {
 			t = p.grant(l, r.Fare)
 			p.unlock(l)
 			return t, nil
@@ -195,7 +195,7 @@ func (p *Pool[C]) enqueue(w *waiter[C]) {
 	}
 	w.queued = true
 	if w.fare != nil {
-		p.paying++
+		p.paying.Add(1)
 		p.eased = true
 	}
 }
@@ -214,7 +214,7 @@ func (p *Pool[C]) unqueue(w *waiter[C]) {
 	}
 	w.queued = false
 	if w.fare != nil {
-		p.paying--
+		p.paying.Add(-1)
 		if w.fare.Leave(w.place()) {
 			p.easedAll = true
 		}
