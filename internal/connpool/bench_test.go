@@ -195,3 +195,98 @@ func TestFastPathDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations per Try, Conn and Put, want %v", got, want)
 	}
 }
+
+// token is the cheapest fare there is.
+type token struct{ paid int }
+
+func (f *token) Like(connpool.Fare) bool                { return true }
+func (f *token) Wait(connpool.Ask) time.Duration        { return 0 }
+func (f *token) Pay(int, time.Time, bool)               { f.paid++ }
+func (f *token) End(_ int, _ time.Time, _, _ bool) bool { f.paid--; return false }
+func (f *token) Leave(connpool.Place) bool              { return false }
+
+// BenchmarkTryConnPut with a fare.
+func BenchmarkTryFareConnPut(b *testing.B) {
+	p := benchPool(10)
+	defer p.Close()
+	f := &token{}
+	b.ReportAllocs()
+	for b.Loop() {
+		t, ok := p.TryFare(0, false, f, 0)
+		if !ok {
+			b.Fatal("no turn")
+		}
+		if _, ok := t.Conn(); !ok {
+			t.Adopt(&benchConn{})
+		}
+		t.Put(1)
+	}
+}
+
+// BenchmarkWaitHandOff with a fare.
+func BenchmarkWaitFareHandOff(b *testing.B) {
+	p := benchPool(1)
+	defer p.Close()
+	lanes := []uint64{1}
+	f := &token{}
+	b.ReportAllocs()
+	b.SetParallelism(4)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			t, err := p.Wait(context.Background(), &connpool.Request{Lanes: lanes, Fare: f})
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			t.Put(1)
+		}
+	})
+}
+
+// apart is a fare that is for something of its own, which lets nobody pass, and for what is shared.
+type apart struct {
+	open *bool
+	mine bool
+}
+
+func (f *apart) Like(other connpool.Fare) bool { return f == other.(*apart) }
+func (f *apart) Wait(connpool.Ask) time.Duration {
+	if f.mine && *f.open {
+		return 0
+	}
+	return time.Hour
+}
+func (f *apart) Pay(int, time.Time, bool)               { *f.open = false }
+func (f *apart) End(_ int, _ time.Time, _, _ bool) bool { return false }
+func (f *apart) Leave(connpool.Place) bool              { return false }
+
+// Many wait who each pay for something of their own, and one after the other comes that could: what a
+// token costs while so many wait for others.
+func BenchmarkWaitBeside1000Lines(b *testing.B) {
+	p := benchPool(0)
+	open := false
+	ctx, cancel := context.WithCancel(context.Background())
+	const n = 1000
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			p.Wait(ctx, &connpool.Request{Lanes: []uint64{1}, Fare: &apart{open: &open}})
+		})
+	}
+	for p.Waiting() < n {
+		runtime.Gosched()
+	}
+	f := &apart{open: &open, mine: true}
+	b.ReportAllocs()
+	for b.Loop() {
+		open = true
+		t, ok := p.TryFare(0, false, f, 0)
+		if !ok {
+			b.Fatal("no turn")
+		}
+		t.Put(1)
+	}
+	cancel()
+	wg.Wait()
+	p.Close()
+}

@@ -211,6 +211,9 @@ func (m *model) joinAs(q *modelWaiter, ticket connpool.Ticket) {
 	}
 	req.Lanes = set(named...)
 	q.due, q.bulk, q.rouses = q.came.Add(req.Lag), req.Bulk, m.changes.rouses
+	if q.fare = m.randomFare(); q.fare != nil {
+		req.Fare = q.fare
+	}
 	q.wait = m.waitFor(req)
 	m.logf("wait for %v, %d, due %v, bulk %v", named, q.number, q.due.Sub(m.start), q.bulk)
 	m.enqueue(q)
@@ -224,7 +227,7 @@ func (m *model) joinAs(q *modelWaiter, ticket connpool.Ticket) {
 		return
 	}
 	for _, i := range q.lanes {
-		if m.grantable(m.lanes[i], q.bulk) {
+		if m.grantable(m.lanes[i], q.bulk) && (q.fare == nil || m.passes(i, q.bulk, q.fare, q.place(m))) {
 			m.serveTo(q, i)
 			return
 		}
@@ -245,14 +248,21 @@ func (m *model) enqueue(q *modelWaiter) {
 }
 
 // firstFor returns the first waiter who may have one more turn of a lane beside
-// so many.
-func (m *model) firstFor(lane, held int) *modelWaiter {
+// so many, and can pay for it. fresh: the turn comes without a connection.
+func (m *model) firstFor(lane, held int, fresh bool) *modelWaiter {
+	var heads []*modelWaiter // of lines, who can't pay
 	for _, q := range m.waiters {
-		if slices.Contains(q.lanes, lane) {
-			if !q.bulk || m.lanes[lane].hasRoom(held, true) {
-				return q
-			}
+		switch {
+		case !slices.Contains(q.lanes, lane):
+		case q.bulk && !m.lanes[lane].hasRoom(held, true):
 			m.changes.counts.kept++
+		case q.fare == nil:
+			return q
+		case slices.ContainsFunc(heads, func(x *modelWaiter) bool { return x.bulk == q.bulk && x.fare.Like(q.fare) }):
+		case m.owes(lane, q.fare, fresh) <= 0:
+			return q
+		default:
+			heads = append(heads, q)
 		}
 	}
 	return nil

@@ -212,6 +212,7 @@ type Pool[C any] struct {
 
 	nowhere lane[C]       // what the numbers stand for whose lane's place was given away: removed, nothing else
 	changes atomic.Uint64 // see Changes; written only under mu
+	paying  atomic.Int64  // waiters in the queue that pay a fare; likewise
 
 	mu       sync.Mutex // guards what follows, and what lanes, waiters and turns say of themselves
 	closed   bool
@@ -221,10 +222,8 @@ type Pool[C any] struct {
 	conns    map[*conn[C]]struct{}           // all connections, idle and in use
 	timer    *time.Timer                     // calls reap; nil until there is something to expire
 	alarm    time.Duration                   // when the timer fires, at the latest; never: it isn't set
-	paying   int                             // waiters in the queue that pay a fare
 	eased    bool                            // some may be able to pay, of lanes that opens says so of,
 	easedAll bool                            // or of any lane
-	round    uint64                          // calls of firstPaying
 	wake     struct{ head, tail *waiter[C] } // to be woken when the lock is released
 	shut     *conn[C]                        // to be closed when the lock is released
 }
@@ -246,7 +245,8 @@ type lane[C any] struct {
 	idle     []*conn[C]    // ordered by since: the newest is last
 	queue    queue[C]      // the waiters in the queue that name the lane, but those that are bulk, or pay a fare
 	bulk     queue[C]      // those that are bulk, and pay none
-	lines    []*line[C]    // those that pay, in lines of their own; see toll.go
+	lines    []*line[C]    // those that pay, in lines of their own, in the order of the first of each; see toll.go
+	spare    *line[C]      // one that nobody is in, for the next
 	opens    time.Duration // when the first of those may be able to pay, in pool time; never: nobody waits for that
 	waiting  int           // the waiters that name it, those that ride too
 	mostHeld int           // held at its highest before a turn ended, so far
@@ -339,11 +339,10 @@ func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 // section changes the slots of more than one, but for Close, after which
 // nothing is served, and for what comeBack takes, which frees none.)
 func (p *Pool[C]) unlock(l *lane[C]) {
+	p.change(l)
 	if l != nil {
 		p.handOut(l)
 		p.trim(l)
-	}
-	if p.eased || p.easedAll {
 		p.ease()
 	}
 	w, c := p.wake.head, p.shut

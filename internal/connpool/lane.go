@@ -187,6 +187,7 @@ func (p *Pool[C]) try(lane int, bulk bool) (t turn[C], ok bool) {
 		return t, false
 	}
 	p.mu.Lock()
+	p.catchUp()
 	if ok = p.grantable(l, bulk); ok {
 		t = p.grant(l, nil)
 	}
@@ -215,6 +216,7 @@ func (p *Pool[C]) TryIdle(lane int) (t *Turn[C], ok bool) {
 func (p *Pool[C]) tryIdle(lane int) (t turn[C], ok bool) {
 	l := p.lane(lane)
 	p.mu.Lock()
+	p.catchUp()
 	if ok = len(l.idle) > 0 && p.grantable(l, true); ok {
 		t = p.grant(l, nil)
 		t.checks = true

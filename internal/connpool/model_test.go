@@ -51,6 +51,7 @@ type model struct {
 	waiters []*modelWaiter // in the queue, first come first
 	rides   modelRides
 	changes modelChanges
+	tolls   modelTolls
 	turns   []*modelTurn
 	ended   []*fakeTurn
 }
@@ -92,6 +93,7 @@ type modelTurn struct {
 	bulk    bool
 	rides   bool
 	rider   *modelWaiter // on conn
+	toll    modelToll
 }
 
 func (c *modelConn) String() string {
@@ -109,6 +111,8 @@ type modelWaiter struct {
 	due    time.Time
 	bulk   bool
 	rouses int        // when it came, or came again
+	fare   *fakeFare  // nil: it pays none
+	paid   bool       // for its ride
 	on     *modelTurn // whose connection it rides on
 	until  time.Time  // when its patience is over
 }
@@ -117,12 +121,14 @@ func TestModel(t *testing.T) {
 	t.Parallel()
 	var counts rideCounts
 	var changes changeCounts
+	var tolls tollCounts
 	seeds(t, 400, func(t *testing.T, r *rand.Rand) {
 		patience := []time.Duration{0, time.Second / 4, 3 * time.Second, -1}[r.IntN(4)]
 		m := &model{world: newPatientWorld(t, patience), t: t, r: r, start: time.Now()}
 		m.rides.patience, m.rides.busy = patience, r.IntN(3) > 0
 		m.changes.seen = m.Changes()
-		defer func() { counts.add(m.rides.counts); changes.add(m.changes.counts) }()
+		m.setUpTolls()
+		defer func() { counts.add(m.rides.counts); changes.add(m.changes.counts); tolls.add(m.tolls.counts) }()
 		defer func() {
 			if t.Failed() {
 				t.Logf("schedule:\n%s", strings.Join(m.log, "\n"))
@@ -151,6 +157,7 @@ func TestModel(t *testing.T) {
 	})
 	counts.check(t)
 	changes.check(t)
+	tolls.check(t)
 }
 
 func (m *model) logf(format string, args ...any) {
@@ -175,6 +182,8 @@ func (m *model) step() {
 		return
 	}
 	switch n := m.r.IntN(100); {
+	case n < 2 && m.tolls.on:
+		m.ease()
 	case n < 8:
 		m.tryTurn(lane)
 	case n < 11:
@@ -247,6 +256,10 @@ func (m *model) finish() {
 
 func (m *model) tryTurn(lane int) {
 	l, bulk := m.lanes[lane], m.r.IntN(3) == 0
+	if f := m.randomFare(); f != nil {
+		m.tryFare(lane, bulk, f)
+		return
+	}
 	turn, ok := m.Try(l.number, bulk)
 	m.logf("try lane %d, bulk %v: %v", lane, bulk, ok)
 	if want := m.grantable(l, bulk); ok != want {
@@ -329,27 +342,6 @@ func (m *model) kill(lane int) {
 	}
 }
 
-func (m *model) pass(d time.Duration) {
-	m.logf("%v pass", d)
-	end := time.Now().Add(d)
-	for next := m.patienceEnds(end); !next.IsZero(); next = m.patienceEnds(end) {
-		m.sleep(time.Until(next) - 1)
-		time.Sleep(time.Nanosecond)
-		synctest.Wait()
-		m.endPatience()
-		m.sleep(0)
-	}
-	m.sleep(time.Until(end))
-}
-
-func (m *model) sleep(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
-	for _, l := range m.lanes {
-		l.idle = slices.DeleteFunc(l.idle, m.shutIfExpired)
-	}
-}
-
 func (m *model) conn(t *modelTurn) {
 	got, ok := t.turn.Conn()
 	m.logf("conn of lane %d: %v", t.lane, got)
@@ -383,6 +375,7 @@ func (m *model) conn(t *modelTurn) {
 func (m *model) adopt(t *modelTurn) {
 	c := m.open()
 	m.logf("lane %d adopts %v", t.lane, c)
+	m.dial(t)
 	t.turn.Adopt(c)
 	l := m.lanes[t.lane]
 	t.rides, t.checks = false, false
@@ -394,7 +387,7 @@ func (m *model) adopt(t *modelTurn) {
 	}
 	t.conn, t.holds = &modelConn{c: c, lane: l, born: time.Now()}, true
 	l.opened++
-	m.trim(l)
+	m.serve(t.lane)
 	if m.closed != (c.aborts > 0) {
 		m.t.Errorf("%v adopted by a pool that is closed (%v): aborts %d", c, m.closed, c.aborts)
 	}
@@ -418,6 +411,7 @@ func (m *model) drop(t *modelTurn) {
 func (m *model) end(t *modelTurn, put bool) {
 	m.logf("lane %d ends with %v, put %v", t.lane, t.conn, put)
 	uses := m.r.IntN(3)
+	m.spend(t)
 	if put && !t.turn.Put(uses) || !put && !t.turn.Drop() {
 		m.t.Error("a turn said that it had ended before")
 	}
@@ -440,6 +434,7 @@ func (m *model) end(t *modelTurn, put bool) {
 	if t.conn != nil {
 		m.park(t.conn, t.flushes)
 	}
+	m.payOff(t)
 	m.serve(t.lane)
 }
 
@@ -485,7 +480,7 @@ func (m *model) randomLimits() limits {
 		Reserved:    []int{0, 0, 1, 2, -1}[m.r.IntN(5)],
 		MaxIdle:     []int{0, 0, 0, 1, 2, -1}[m.r.IntN(6)],
 		MaxUses:     []int{0, 0, 4}[m.r.IntN(3)],
-		MaxAge:      []time.Duration{0, 0, 20 * time.Second}[m.r.IntN(3)],
+		MaxAge:      m.randomAge(),
 		MaxIdleTime: []time.Duration{0, 5 * time.Second, 7 * time.Second}[m.r.IntN(3)],
 	}
 }
@@ -517,14 +512,11 @@ func (m *model) grant(turn *fakeTurn, lane int) *modelTurn {
 	return t
 }
 
-// serve lets the first who may use a lane have it, as long as there is room,
-// and then keeps no more idle connections than allowed.
+// serve lets those who may use a lane have it, as long as there is room, and
+// others what they can pay for now; and then keeps no more idle connections than allowed.
 func (m *model) serve(lane int) {
-	l := m.lanes[lane]
-	for q := m.firstFor(lane, l.held); q != nil && m.grantable(l, q.bulk); q = m.firstFor(lane, l.held) {
-		m.serveTo(q, lane)
-	}
-	m.trim(l)
+	m.settle()
+	m.trim(m.lanes[lane])
 }
 
 func (m *model) trim(l *modelLane) {
@@ -636,6 +628,8 @@ func (m *model) shut(c *modelConn, why connpool.Reason) {
 func (m *model) check() {
 	m.t.Helper()
 	synctest.Wait()
+	m.settle()
+	m.checkTolls()
 	waiters := m.allWaiters()
 	if n := m.Waiting(); n != len(waiters) {
 		m.t.Errorf("Waiting() = %d, want %d", n, len(waiters))

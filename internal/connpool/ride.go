@@ -40,12 +40,15 @@ type Rider struct {
 // before; and when the turn holds no connection.
 func (t *Turn[C]) Board(uses int) (load any, ok bool) {
 	p, l := t.pool, t.lane
-	if l.mirror.Load()&mirrorBulk != 0 { // without the lock: nobody waits where even bulk could have a turn
+	if l.mirror.Load()&mirrorBulk != 0 && p.paying.Load() == 0 { // without the lock: nobody waits where even bulk could have a turn, unless he can't pay for it, or for a connection
 		return nil, false
 	}
 	now := p.now()
 	p.mu.Lock()
-	if w := p.first(l, l.held <= l.slots(true), false); w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
+	opens := l.opens
+	w := p.first(l, l.held <= l.slots(true), false)
+	l.opens = opens // that was of this connection: who doesn't board waits for what it waited for
+	if w != nil && w.rider != nil && w.conn == nil && t.takesRider(uses, now) {
 		c := t.conn
 		c.rider, c.taken = w, true
 		p.unqueue(w)
@@ -148,6 +151,7 @@ func (p *Pool[C]) alight(c *conn[C]) {
 func (p *Pool[C]) disembark(w *waiter[C]) {
 	if w.paid {
 		w.paid = false
+		w.conn.lane.opens, p.eased = 0, true // it may be what others of that lane wait for, whatever else changes in it
 		p.ended(w.fare, w.conn.lane, false, false)
 	}
 	w.conn.rider = nil

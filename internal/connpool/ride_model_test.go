@@ -65,7 +65,7 @@ func (m *model) board(t *modelTurn) {
 	l := m.lanes[t.lane]
 	var q *modelWaiter
 	if t.holds {
-		q = m.firstFor(t.lane, l.held-1)
+		q = m.firstFor(t.lane, l.held-1, false)
 	}
 	want := q != nil && q.rider != nil && q.on == nil &&
 		!t.conn.taken && !t.once && !t.checks && !m.closed && l.state == up && t.flushes == l.flushes &&
@@ -88,6 +88,7 @@ func (m *model) board(t *modelTurn) {
 			m.rides.counts.bulk++
 		}
 		t.rider, q.on, t.conn.taken = q, t, true
+		m.payToRide(q, t)
 		m.waiters = slices.DeleteFunc(m.waiters, func(x *modelWaiter) bool { return x == q })
 		m.rides.patient = append(m.rides.patient, q)
 		patience := m.rides.patience
@@ -118,6 +119,7 @@ func (m *model) getOff(t *modelTurn) {
 	if q == nil {
 		return
 	}
+	m.breakRide(q)
 	t.rider, q.on = nil, nil
 	if i := slices.Index(m.rides.patient, q); i >= 0 {
 		m.rides.patient = slices.Delete(m.rides.patient, i, i+1)
@@ -135,7 +137,7 @@ func (m *model) comeBack(q *modelWaiter) {
 		return
 	}
 	for _, lane := range q.lanes {
-		if m.grantable(m.lanes[lane], q.bulk) {
+		if q.fare == nil && m.grantable(m.lanes[lane], q.bulk) {
 			m.rides.counts.servedAtOnce++
 			m.serveTo(q, lane)
 			return
@@ -154,7 +156,7 @@ func (m *model) serveTo(q *modelWaiter, lane int) {
 	m.logf("  lane %d goes to %d, who waits for %v", lane, q.number, q.lanes)
 	turn := q.gets(m.lanes[lane].number)
 	m.leave(q)
-	m.grant(turn, lane).bulk = q.bulk
+	m.pay(m.grant(turn, lane), q.fare).bulk = q.bulk
 }
 
 // leave ends a wait.
@@ -164,6 +166,7 @@ func (m *model) leave(q *modelWaiter) {
 	}
 	if q.on != nil {
 		m.rides.counts.left++
+		m.breakRide(q)
 		q.on.rider, q.on = nil, nil
 	}
 	is := func(x *modelWaiter) bool { return x == q }
@@ -190,7 +193,8 @@ func (m *model) handOver(t *modelTurn) bool {
 	turn := q.gets(l.number)
 	t.rider, q.on = nil, nil
 	m.leave(q)
-	m.turns = append(m.turns, &modelTurn{turn: turn, lane: t.lane, conn: c, flushes: t.flushes, rides: true, bulk: q.bulk})
+	m.turns = append(m.turns, &modelTurn{turn: turn, lane: t.lane, conn: c, flushes: t.flushes, rides: true, bulk: q.bulk, toll: m.carryOver(q)})
+	m.payOff(t)
 	return true
 }
 
@@ -227,7 +231,7 @@ func (m *model) checkRides() {
 	}
 	for _, q := range m.waiters {
 		for _, lane := range q.lanes {
-			if m.grantable(m.lanes[lane], q.bulk) {
+			if q.fare == nil && m.grantable(m.lanes[lane], q.bulk) {
 				m.t.Errorf("lane %d is free, and %d waits for it", lane, q.number)
 			}
 		}

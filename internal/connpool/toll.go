@@ -2,6 +2,7 @@ package connpool
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -61,11 +62,12 @@ func (p Place) Before(other Place) bool {
 
 // line is those who wait for one lane, and pay like fares.
 type line[C any] struct {
-	fare  Fare // of one of them
 	bulk  bool
-	queue queue[C]
-	asked uint64 // the last round of firstPaying that asked its first
+	queue queue[C] // never empty, while it is one of its lane's
 }
+
+// first is who is due first in a line.
+func (x *line[C]) first() *waiter[C] { return x.queue[0].link.w }
 
 // TryFare is Try for a turn that costs something, with the lag that a Request would
 // have: nobody is overtaken who waits for what the fare is for, and is due before.
@@ -87,7 +89,7 @@ func (p *Pool[C]) tryFare(lane int, bulk bool, f Fare, lag time.Duration) (t tur
 	}
 	p.mu.Lock()
 	p.catchUp()
-	if ok = p.grantable(l, bulk) && p.passes(l, f, Ticket{}, lag); ok {
+	if ok = p.grantable(l, bulk) && p.passes(l, f, bulk, Ticket{}, lag); ok {
 		t = p.grant(l, f)
 	}
 	p.unlock(l)
@@ -140,22 +142,38 @@ func (p *Pool[C]) ended(f Fare, l *lane[C], spent, unused bool) {
 
 // catchUp serves those who can pay by now, where the timer is late: who comes in this moment doesn't overtake them.
 func (p *Pool[C]) catchUp() {
-	if p.paying > 0 && p.alarm <= p.now() {
+	if p.paying.Load() > 0 && p.alarm <= p.now() {
 		p.eased = true
 		p.ease()
 	}
 }
 
+// change is catchUp, and serves those who can pay because of what has changed, in a lane (nil: in none) and
+// otherwise: before that lane's free slots are handed out to its own, as what has come back may be
+// for somebody of another lane who is due before them.
+func (p *Pool[C]) change(l *lane[C]) {
+	if p.paying.Load() > 0 && (p.eased || p.easedAll || l != nil && p.alarm <= p.now()) {
+		if l != nil {
+			l.opens = 0
+		}
+		p.eased = true
+	}
+	p.ease()
+}
+
 // passes reports whether somebody who isn't in the queue can pay for a turn of the
 // lane, and is behind nobody in the line that would be its own.
-func (p *Pool[C]) passes(l *lane[C], f Fare, ticket Ticket, lag time.Duration) bool {
+func (p *Pool[C]) passes(l *lane[C], f Fare, bulk bool, ticket Ticket, lag time.Duration) bool {
 	now := p.now()
 	if ticket.number == 0 { // it would come now
 		ticket = Ticket{p.tickets + 1, now}
 	}
 	at := place[C]{due: ticket.due(lag), number: ticket.number}
 	for _, x := range l.lines {
-		if len(x.queue) > 0 && x.queue[0].before(&at) && x.fare.Like(f) {
+		if at.before(&x.queue[0]) {
+			break
+		}
+		if x.bulk == bulk && x.first().fare.Like(f) {
 			return false
 		}
 	}
@@ -166,21 +184,16 @@ func (p *Pool[C]) passes(l *lane[C], f Fare, ticket Ticket, lag time.Duration) b
 // else top. It notes when the next of those that are passed over may be able to.
 func (p *Pool[C]) firstPaying(l *lane[C], bulk, fresh bool, top *place[C]) *place[C] {
 	now := p.now()
-	p.round++
 	l.opens = never
-	for {
-		var next *line[C] // whose first is the first of those that weren't asked
-		for _, x := range l.lines {
-			if len(x.queue) > 0 && x.asked != p.round && (bulk || !x.bulk) && (next == nil || x.queue[0].before(&next.queue[0])) {
-				next = x
-			}
-		}
-		if next == nil || top != nil && top.before(&next.queue[0]) {
+	for _, x := range l.lines {
+		first := &x.queue[0]
+		if top != nil && top.before(first) {
 			break
 		}
-		next.asked = p.round
-		first := &next.queue[0]
-		w := first.link.w
+		if x.bulk && !bulk {
+			continue
+		}
+		w := x.first()
 		d := w.fare.Wait(Ask{Lane: l.number, Now: p.clock(now), Fresh: fresh, At: w.place(), Queued: true})
 		if d <= 0 {
 			top = first
@@ -196,16 +209,23 @@ func (p *Pool[C]) firstPaying(l *lane[C], bulk, fresh bool, top *place[C]) *plac
 	return top
 }
 
-// leastWait is the least that somebody waits to be able to pay: the timer isn't set for less.
+// leastWait is the least that somebody waits to be able to pay: the timer isn't set for less. So what opens for two
+// lanes at once may be noted for the one that much later than for the other.
 const leastWait = time.Microsecond
 
 // ease serves those who can pay now, of the lanes that are due, or of all: across the lanes, too, who is due first comes first.
 func (p *Pool[C]) ease() {
-	all, now := p.easedAll, p.now()
-	p.eased, p.easedAll = false, false
-	if p.paying == 0 {
-		return
+	for p.eased || p.easedAll { // again where somebody who was served has left what others can pay with
+		all := p.easedAll
+		p.eased, p.easedAll = false, false
+		if p.paying.Load() > 0 {
+			p.easeOnce(all)
+		}
 	}
+}
+
+func (p *Pool[C]) easeOnce(all bool) {
+	now := p.now()
 	type candidate struct {
 		l *lane[C]
 		w *waiter[C]
@@ -220,7 +240,7 @@ func (p *Pool[C]) ease() {
 		return c
 	}
 	for _, l := range *p.lanes.Load() {
-		if len(l.lines) > 0 && (all || l.opens <= now) {
+		if len(l.lines) > 0 && (all || l.opens <= now+leastWait) {
 			if c := look(l); c.w != nil {
 				list = append(list, c)
 			}
@@ -237,39 +257,57 @@ func (p *Pool[C]) ease() {
 		list[first] = look(l) // what others took since may have been what it would pay with
 		if list[first].w == w {
 			p.serve(w, l)
-			p.trim(l)
 			list[first] = look(l)
 		}
 		if list[first].w == nil {
-			list[first] = list[len(list)-1]
-			list = list[:len(list)-1]
+			p.trim(l)
+			list = slices.Delete(list, first, first+1) // in order: of the lanes that would do it is the lowest that serves
 		}
 	}
 }
 
-// lineOf returns the line of a waiter in a lane; a new one if there is none.
-func (l *lane[C]) lineOf(w *waiter[C]) *line[C] {
-	var empty *line[C]
-	for _, x := range l.lines {
-		if len(x.queue) == 0 {
-			empty = x
-		} else if x.bulk == w.bulk && x.fare.Like(w.fare) {
-			return x
-		}
+// lineUp gives a link its place in the line of its waiter, a new one if there is none.
+func (k *link[C]) lineUp() {
+	l, w := k.lane, k.w
+	i := slices.IndexFunc(l.lines, func(x *line[C]) bool { return x.bulk == w.bulk && x.first().fare.Like(w.fare) })
+	if i >= 0 {
+		k.line = l.lines[i]
+		l.lines = slices.Delete(l.lines, i, i+1)
+	} else if k.line = l.spare; k.line != nil {
+		l.spare = nil
+	} else {
+		k.line = new(line[C])
 	}
-	if empty == nil {
-		empty = new(line[C])
-		l.lines = append(l.lines, empty)
-	}
-	empty.fare, empty.bulk = w.fare, w.bulk
-	return empty
+	k.line.bulk = w.bulk
+	k.line.queue.push(k)
+	l.arrange(k.line)
 }
 
-// close forgets what a line is for, if nobody is in it.
-func (x *line[C]) close() {
-	if len(x.queue) == 0 {
-		x.fare = nil
+// stepOut takes a link out of its line, and reports whether another is the first now: it may cost less.
+func (k *link[C]) stepOut() (other bool) {
+	l, x := k.lane, k.line
+	first := k.at == 0
+	i := slices.Index(l.lines, x)
+	l.lines = slices.Delete(l.lines, i, i+1)
+	x.queue.remove(k)
+	k.line = nil
+	if len(x.queue) > 0 {
+		l.arrange(x)
+		return first
 	}
+	l.spare = x
+	return false
+}
+
+// arrange puts a line among those of its lane: who has the first that is due first comes first.
+func (l *lane[C]) arrange(x *line[C]) {
+	i, _ := slices.BinarySearchFunc(l.lines, &x.queue[0], func(y *line[C], at *place[C]) int {
+		if y.queue[0].before(at) {
+			return -1
+		}
+		return 1
+	})
+	l.lines = slices.Insert(l.lines, i, x)
 }
 
 // queues returns all the queues of a lane.

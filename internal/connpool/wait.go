@@ -104,7 +104,7 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 	named, up := 0, 0
 	for i := nextBit(lanes, 0); i < end; i = nextBit(lanes, i+1) {
 		l := all[i]
-		if p.grantable(l, r.Bulk) && (r.Fare == nil || p.passes(l, r.Fare, r.Ticket, r.Lag)) {
+		if p.grantable(l, r.Bulk) && (r.Fare == nil || p.passes(l, r.Fare, r.Bulk, r.Ticket, r.Lag)) {
 			t = p.grant(l, r.Fare)
 			p.unlock(l)
 			return t, nil
@@ -187,14 +187,15 @@ func (p *Pool[C]) enqueue(w *waiter[C]) {
 	for i := range w.links {
 		k := &w.links[i]
 		if w.fare != nil {
-			k.line = k.lane.lineOf(w)
+			k.lineUp()
 			k.lane.opens = 0 // to find out when it can pay
+		} else {
+			k.queue().push(k)
 		}
-		k.queue().push(k)
 	}
 	w.queued = true
 	if w.fare != nil {
-		p.paying++
+		p.paying.Add(1)
 		p.eased = true
 	}
 }
@@ -203,27 +204,26 @@ func (p *Pool[C]) enqueue(w *waiter[C]) {
 func (p *Pool[C]) unqueue(w *waiter[C]) {
 	for i := range w.links {
 		k := &w.links[i]
-		k.queue().remove(k)
 		if k.line != nil {
-			k.line.close()
-			k.line = nil
+			if k.stepOut() {
+				k.lane.opens, p.eased = 0, true
+			}
+		} else {
+			k.queue().remove(k)
 		}
 	}
 	w.queued = false
 	if w.fare != nil {
-		p.paying--
+		p.paying.Add(-1)
 		if w.fare.Leave(w.place()) {
 			p.easedAll = true
 		}
 	}
 }
 
-// queue is where the link has its place.
+// queue is where the link of a waiter that pays no fare has its place.
 func (k *link[C]) queue() *queue[C] {
-	switch {
-	case k.line != nil:
-		return &k.line.queue
-	case k.w.bulk:
+	if k.w.bulk {
 		return &k.lane.bulk
 	}
 	return &k.lane.queue
