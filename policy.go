@@ -141,7 +141,7 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 	if len(rules) == 0 {
 		return nil
 	}
-	table, wrong := domain.NewTable(rules)
+	table, wrong := domain.NewTable(rules, 0)
 	told := make(map[string]bool) // a pattern stands in as many rules as there are of the others
 	for _, w := range wrong {
 		at := places[w.Rule]
