@@ -54,20 +54,20 @@ type TransportError struct {
 
 func (e *TransportError) Error() string { return "line " + strconv.Itoa(e.Line) + ": " + e.Reason }
 
-// Reasons. As those of addresses they hold nothing of the input, but numbers of lines.
+// Reasons. As those of addresses they hold nothing of the input, but numbers of lines. The one with a capital is for those who ask ParseNextHop too.
 const (
-	reasonLeading    = "skipped, as Postfix does: the first entry starts with white space, it continues nothing"
-	reasonNotUTF8    = "skipped, as Postfix does: not valid UTF-8"
-	reasonUnbalanced = "skipped, as Postfix does: the key has a quote that doesn't end"
-	reasonNoValue    = "skipped, as Postfix does: there is no value behind the key"
-	reasonDuplicate  = "skipped, as Postfix does: the same key stands in line "
-	reasonWildcard   = `"*.domain" is not Postfix's way to write ".domain", which it was taken for`
-	reasonAtDomain   = `skipped: Postfix never asks for "@domain"; without the @ it would`
-	reasonLocalStar  = `"*" is no wildcard in a local part: this matches only a mailbox that has it in its name`
-	reasonRequoted   = "only a mailbox with these quotes or backslashes in its name has this key: they were not needed, or are not where they have to be"
-	reasonEndDot     = "skipped: Postfix never asks for a domain with a dot at its end"
-	reasonUnbracket  = "a host without brackets: Postfix would ask for its MX records; here it is the relay itself"
-	reasonStatus     = "the enhanced status code contradicts the transport, and is left out: error has 5.x.x, retry 4.x.x"
+	reasonLeading     = "skipped, as Postfix does: the first entry starts with white space, it continues nothing"
+	reasonNotUTF8     = "skipped, as Postfix does: not valid UTF-8"
+	reasonUnbalanced  = "skipped, as Postfix does: the key has a quote that doesn't end"
+	reasonNoValue     = "skipped, as Postfix does: there is no value behind the key"
+	reasonDuplicate   = "skipped, as Postfix does: the same key stands in line "
+	reasonWildcard    = `"*.domain" is not Postfix's way to write ".domain", which it was taken for`
+	reasonAtDomain    = `skipped: Postfix never asks for "@domain"; without the @ it would`
+	reasonLocalStar   = `"*" is no wildcard in a local part: this matches only a mailbox that has it in its name`
+	reasonRequoted    = "only a mailbox with these quotes or backslashes in its name has this key: they were not needed, or are not where they have to be"
+	reasonEndDot      = "skipped: Postfix never asks for a domain with a dot at its end"
+	ReasonUnbracketed = "a host without brackets: Postfix would ask for its MX records; here it is the relay itself"
+	reasonStatus      = "the enhanced status code contradicts the transport, and is left out: error has 5.x.x, retry 4.x.x"
 
 	reasonLineLong    = "longer than 64 KiB"
 	reasonControl     = "control character"
@@ -387,7 +387,7 @@ func (v *transportValue) parse(s string) (reason string) {
 		}
 		for _, h := range v.Hops {
 			if !h.Bracketed {
-				v.warning = reasonUnbracket
+				v.warning = ReasonUnbracketed
 			}
 		}
 	}
