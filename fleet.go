@@ -203,7 +203,6 @@ func (g *group) line(names []string) {
 		g.places[r] = slices.Index(names, r.origin.name())
 	}
 	slices.SortStableFunc(g.relays, func(a, b *relay) int { return cmp.Compare(g.places[a], g.places[b]) }) // those of one entry are in DNS's order
-	slices.SortStableFunc(g.sources, func(a, b *source) int { return cmp.Compare(slices.Index(names, a.name), slices.Index(names, b.name)) })
 }
 
 // place is the number of the tier in which the group has one of its relays.

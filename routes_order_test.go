@@ -22,6 +22,7 @@ func TestRouteOrdered(t *testing.T) {
 				{Recipients: []string{"b.test"}, Relays: []string{"r2", "r1", "r0"}, Ordered: true},
 				{Recipients: []string{"c.test"}, Relays: []string{"r2", "r1", "r0"}},
 				{Recipients: []string{"d.test"}, Relays: []string{"r2", "r1", "r0"}, Ordered: true},
+				{Recipients: []string{"f.test"}, Relays: []string{"r1", "r3"}, Ordered: true},
 				{Recipients: []string{"e.test"}, Relays: []string{"r3", "r2", "r1", "r0"}, Ordered: true},
 			}
 		})
@@ -33,8 +34,10 @@ func TestRouteOrdered(t *testing.T) {
 				}
 			}
 		}
-		if got := h.fate("x@c.test"); got == "r0" {
-			t.Error("without Ordered a higher tier came first")
+		for range 3 {
+			if got := h.fate("x@c.test"); got != "r1" { // of 100 times r2's weight
+				t.Errorf("the same relays without Ordered: %s", got)
+			}
 		}
 		p := h.plan(envelope("x@b.test"))
 		var skipped []string
@@ -44,6 +47,9 @@ func TestRouteOrdered(t *testing.T) {
 		if diff := cmp.Diff([]string{"r1 1 tier 0 can take it", "r0 2 tier 0 can take it"}, skipped); diff != "" || p.Tier != 0 || len(p.Candidates) != 1 || p.Candidates[0].Name != "r2" || p.Candidates[0].Tier != 0 {
 			t.Errorf("%s\n%s", p, diff)
 		}
+		if p := h.plan(envelope("x@f.test")); len(p.Skipped) != 1 || p.Skipped[0].Why != "tier 0 can take it" { // although that is r3's own
+			t.Errorf("%s", p)
+		}
 		r, err := h.pool.Deliver(t.Context(), envelope("x@b.test", "y@d.test"))
 		if err != nil || len(r.Attempts) != 1 {
 			t.Errorf("two routes with one order parted a message: %v, %v", r, err)
@@ -52,11 +58,14 @@ func TestRouteOrdered(t *testing.T) {
 		if err != nil || len(r.Attempts) != 2 || whose(r) != "r0 r2" {
 			t.Errorf("%v, %v", r, err)
 		}
-		for _, prefer := range []string{"r0", "r1", "r2"} { // whose places in the order are others than their tiers
+		for place, prefer := range []string{"r0", "r1", "r2"} { // whose places in the order are others than their tiers
 			e := envelope("x@a.test")
 			e.Prefer = prefer
 			if r, err := h.pool.Deliver(t.Context(), e); err != nil || whose(r) != prefer {
 				t.Errorf("%s is preferred: %v, %v", prefer, r, err)
+			}
+			if p := h.plan(e); p.Tier != place || len(p.Candidates) != 1 || p.Candidates[0].Name != prefer {
+				t.Errorf("%s is preferred: %s", prefer, p)
 			}
 		}
 		h.relays[2].Kill()
@@ -101,6 +110,9 @@ func TestRouteOrderedSRV(t *testing.T) {
 			return names
 		}
 		if diff := cmp.Diff([]string{"own 1", "srv:example.com 0"}, order("x@b.test")); diff != "" {
+			t.Errorf("before DNS was asked: %s", diff)
+		}
+		if diff := cmp.Diff([]string{"own 0", "srv:example.com 1"}, order("x@a.test")); diff != "" {
 			t.Errorf("before DNS was asked: %s", diff)
 		}
 		if got := h.fate("x@b.test"); got != "srv:example.com/r1.test:587" {
