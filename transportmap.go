@@ -307,7 +307,7 @@ func (b *mapBuilder) group(own string, template *Relay, hops []domain.Hop) (name
 		if port == "" {
 			port = "25"
 		}
-		addr := net.JoinHostPort(strings.TrimSuffix(h.Host, "."), port)
+		addr := net.JoinHostPort(h.Host, port)
 		at, ok := b.byHop[hopKey{own, addr}]
 		if !ok {
 			var faults []string
