@@ -166,7 +166,7 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 	if len(rules) == 0 {
 		return nil
 	}
-	table, wrong := domain.NewTable(rules, delimiter)
+	table, wrong := domain.NewTableWith(rules, delimiter)
 	told := make(map[string]bool) // a pattern stands in as many rules as there are of the others
 	for _, w := range wrong {
 		at := places[w.Rule]

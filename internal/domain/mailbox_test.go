@@ -17,7 +17,7 @@ func asTable(tb testing.TB, m *TransportMap, delimiter byte) *Table {
 			rules = append(rules, Rule{Recipient: p, Value: int32(i), Loose: true})
 		}
 	}
-	table, faults := NewTable(rules, delimiter)
+	table, faults := NewTableWith(rules, delimiter)
 	if faults != nil {
 		tb.Fatalf("%+v of %+v", faults, rules)
 	}
@@ -123,7 +123,7 @@ func TestTableLoose(t *testing.T) {
 		{Recipient: "strict@a.test", Value: 7}, {Recipient: `"a b"@a.test`, Value: 8, Loose: true}, {Recipient: "only+tag@a.test", Sender: "from.test", Value: 9, Loose: true},
 		{Recipient: "only@a.test", Sender: "other.test", Value: 10, Loose: true},
 	}
-	table, faults := NewTable(rules, '+')
+	table, faults := NewTableWith(rules, '+')
 	if faults != nil {
 		t.Fatal(faults)
 	}
@@ -139,13 +139,13 @@ func TestTableLoose(t *testing.T) {
 			t.Errorf("%s from %q, stream %q: %d, want %d", x.rcpt, x.sender, x.stream, v, x.want)
 		}
 	}
-	if table, _ = NewTable(rules, 0); table == nil {
+	if table, _ = NewTableWith(rules, 0); table == nil {
 		t.Fatal("no table")
 	}
 	if v, _ := table.Lookup("user+x@a.test", "", ""); v != 1 {
 		t.Errorf("without a delimiter there are no extensions: %d", v)
 	}
-	_, faults = NewTable([]Rule{{Recipient: "user@a.test", Loose: true}, {Recipient: "USER@A.test", Loose: true}, {Recipient: "user@a.test"}, {Recipient: "b.test", Loose: true}, {Recipient: "b.test"}}, '+')
+	_, faults = NewTableWith([]Rule{{Recipient: "user@a.test", Loose: true}, {Recipient: "USER@A.test", Loose: true}, {Recipient: "user@a.test"}, {Recipient: "b.test", Loose: true}, {Recipient: "b.test"}}, '+')
 	if len(faults) != 2 || faults[0].Rule != 1 || faults[0].Same != 0 || faults[1].Rule != 4 || faults[1].Same != 3 {
 		t.Errorf("%+v", faults)
 	}
@@ -161,7 +161,7 @@ func loosely(tb testing.TB) *Table {
 		}
 		rules = append(rules, r)
 	}
-	t, faults := NewTable(rules, '+')
+	t, faults := NewTableWith(rules, '+')
 	if faults != nil {
 		tb.Fatal(faults[0])
 	}

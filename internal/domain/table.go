@@ -43,8 +43,11 @@ type leaf struct {
 	by  map[string]int32
 }
 
-// NewTable makes a table. All that is wrong with the rules is returned; there is a table only where nothing is. The delimiter is what extensions begin with, 0 where there are none.
-func NewTable(rules []Rule, delimiter byte) (*Table, []RuleFault) {
+// NewTable makes a table. All that is wrong with the rules is returned; there is a table only where nothing is.
+func NewTable(rules []Rule) (*Table, []RuleFault) { return NewTableWith(rules, 0) }
+
+// NewTableWith is NewTable with what the extensions begin with that loose rules leave out of account; 0: there are none.
+func NewTableWith(rules []Rule, delimiter byte) (*Table, []RuleFault) {
 	t := &Table{addresses: map[string]node{}, exact: make(map[string]node, len(rules)), below: map[string]node{}, loose: map[string]node{}, looseAt: map[string]bool{}, delimiter: delimiter}
 	seen := make(map[Rule]int, len(rules)) // in their canonical form
 	var faults []RuleFault

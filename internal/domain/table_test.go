@@ -84,7 +84,7 @@ func TestTableAgainstAScan(t *testing.T) {
 			x.Value = int32(i)
 			rules = append(rules, x)
 		}
-		table, faults := NewTable(rules, 0)
+		table, faults := NewTable(rules)
 		if faults != nil {
 			t.Fatalf("%v of %+v", faults, rules)
 		}
@@ -109,7 +109,7 @@ func TestTableForms(t *testing.T) {
 	table, faults := NewTable([]Rule{
 		{Recipient: "Bücher.Example", Value: 1}, {Recipient: "*.BÜCHER.example", Value: 2}, {Recipient: `"vip"@Example.COM`, Value: 3}, {Sender: "Bücher.example", Value: 4},
 		{Recipient: "[IPv6:2001:DB8:0:0::1]", Value: 5}, {Recipient: "*.com", Value: 6}, {Recipient: "example.com.", Value: 7},
-	}, 0)
+	})
 	if faults != nil {
 		t.Fatal(faults)
 	}
@@ -154,7 +154,7 @@ func TestTableFaults(t *testing.T) {
 		{[]Rule{{Recipient: "*."}}, "0 Recipient -1"},
 		{[]Rule{{Recipient: ".a.test"}}, "0 Recipient -1"},
 	} {
-		table, faults := NewTable(x.rules, 0)
+		table, faults := NewTable(x.rules)
 		var got []string
 		for _, f := range faults {
 			got = append(got, fmt.Sprintf("%d %s %d", f.Rule, f.Field, f.Same))
@@ -175,7 +175,7 @@ func FuzzTable(f *testing.F) {
 	f.Add("bücher.example", "", "s", "[192.0.2.1]", "", "", "x@xn--bcher-kva.example", "[192.0.2.1]", "s")
 	f.Fuzz(func(t *testing.T, r1, s1, t1, r2, s2, t2, rcpt, sender, stream string) {
 		rules := []Rule{{Recipient: r1, Sender: s1, Stream: t1, Value: 1}, {Recipient: r2, Sender: s2, Stream: t2, Value: 2}}
-		table, faults := NewTable(rules, 0)
+		table, faults := NewTable(rules)
 		a, err := ParseAddress(rcpt)
 		if s, bad := ToASCIIOrLiteral(sender); bad == nil {
 			sender = s
@@ -216,7 +216,7 @@ func large(tb testing.TB, rich bool) *Table {
 		}
 		rules = append(rules, r)
 	}
-	t, faults := NewTable(rules, 0)
+	t, faults := NewTable(rules)
 	if faults != nil {
 		tb.Fatal(faults[0])
 	}
