@@ -176,7 +176,11 @@ func (d *delivery) plan(now time.Time) Plan {
 	}
 	for _, s := range d.group.sources {
 		if text, next := s.trouble(); text != "" {
-			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: d.fleet.config.tierOf(s.name), Why: strings.TrimPrefix(text, s.name+": "), Until: next})
+			tier := d.fleet.config.tierOf(s.name)
+			if d.group.order != nil {
+				tier = slices.Index(d.group.order, s.name)
+			}
+			plan.Skipped = append(plan.Skipped, SkippedRelay{Name: s.name, Tier: tier, Why: strings.TrimPrefix(text, s.name+": "), Until: next})
 		}
 	}
 	if chosen != nil {
@@ -361,7 +365,7 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	x.Why = fmt.Sprintf("tier %d can take it", chosen.number)
-	if r.tier == chosen.number {
+	if d.group.place(r) == chosen.number {
 		x.Why = "a server to which DNS gives priority can take it"
 	}
 	return x

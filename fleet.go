@@ -39,14 +39,16 @@ type group struct {
 	relays  []*relay // by tier
 	members Bitset   // the same, by their number in the fleet
 	tiers   []*tier
-	sources []*source // of those that are found in DNS, in the order of Config.Relays
+	order   []string       // of Route.Ordered: the names of its entries; nil: their tiers count
+	places  map[*relay]int // the same, of its relays
+	sources []*source      // of those that are found in DNS, in the order of Config.Relays
 }
 
 // tier is the relays of one Relay.Tier, or of one priority that DNS gave them within it: a range of its group's.
 type tier struct {
 	first  int // in the group's relays
 	relays []*relay
-	number int         // Relay.Tier
+	number int         // Relay.Tier, or the place in a group that is Ordered
 	within int         // 0: the first priority, with which the relays are whose Addr says where they are
 	panics atomic.Bool // see alarm
 	strain atomic.Bool // most of its weight is slow: nobody rests
@@ -182,8 +184,8 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 // arrange makes the tiers of the group's relays, and their pickers.
 func (g *group) arrange(b Balancer) error {
 	for i, r := range g.relays {
-		if n := len(g.tiers); n == 0 || g.tiers[n-1].number != r.tier || g.tiers[n-1].within != r.within {
-			g.tiers = append(g.tiers, &tier{first: i, number: r.tier, within: r.within})
+		if n := len(g.tiers); n == 0 || g.tiers[n-1].number != g.place(r) || g.tiers[n-1].within != r.within {
+			g.tiers = append(g.tiers, &tier{first: i, number: g.place(r), within: r.within})
 		}
 	}
 	for i, t := range g.tiers {
@@ -197,6 +199,23 @@ func (g *group) arrange(b Balancer) error {
 		}
 	}
 	return nil
+}
+
+// line makes the order of names that of the group's relays, before it is arranged. Relays that DNS found have the place of the entry that they were found by.
+func (g *group) line(names []string) {
+	g.order, g.places = names, make(map[*relay]int, len(g.relays))
+	for _, r := range g.relays {
+		g.places[r] = slices.Index(names, r.origin.name())
+	}
+	slices.SortStableFunc(g.relays, func(a, b *relay) int { return cmp.Compare(g.places[a], g.places[b]) }) // those of one entry are in DNS's order
+}
+
+// place is the number of the tier in which the group has one of its relays.
+func (g *group) place(r *relay) int {
+	if g.places == nil {
+		return r.tier
+	}
+	return g.places[r]
 }
 
 // named returns the relay of that name, nil where there is none.
@@ -220,7 +239,7 @@ func (f *fleet) ofLane(number int) *relay {
 // tierOf returns the tier of one of the group's relays.
 func (g *group) tierOf(r *relay) *tier {
 	for _, t := range g.tiers {
-		if t.number == r.tier && t.within == r.within {
+		if t.number == g.place(r) && t.within == r.within {
 			return t
 		}
 	}

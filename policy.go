@@ -55,6 +55,12 @@ type Route struct {
 	// Recipients are patterns of recipients: "example.com" (everybody in that domain), "*.example.com" (in all its subdomains, however deep, but not in the domain itself), "*" (everybody), or an
 	// address, "user@example.com". Case doesn't matter in domains, and internationalised names match in both their forms. nil: everybody.
 	Recipients []string
+	// AnyCase: case doesn't matter in the local parts of the addresses among Recipients either. A Route that names the address as it is written counts before. Default: "User@example.com" is not user@example.com, as only the
+	// receiving host knows better (RFC 5321 §2.4).
+	AnyCase bool
+	// Delimiter is what an extension of a local part begins with: "+" makes "user@example.com" stand for user+news@example.com too, where no Route of that stream and sender names the whole address. It is a character of !#$%&'*+-/=?^_`{|}~ and goes
+	// with AnyCase; all Routes with AnyCase must have the same. Default: addresses have no extensions.
+	Delimiter string
 	// Senders are patterns of the domain of Envelope.From, as in Recipients, without addresses; "<>" is the null sender. nil: any, the null sender included.
 	Senders []string
 	// Streams are values of Envelope.Stream. nil: any, and envelopes that name none, for which there is no other pattern.
@@ -63,6 +69,9 @@ type Route struct {
 	// Relays and Tags name the group: it is the relays that have one of these names, or at least one of these tags. It must have a relay, unless there is an Action.
 	Relays []string
 	Tags   []string
+	// Ordered: the group's relays are tried in the order in which Relays names them, as if each were in a tier of its own, whatever their Tiers: mail goes to one only when none before it can take it. Plan.Tier is then the place in Relays. It
+	// goes without Tags, which have no order. Default: by Tier and Weight.
+	Ordered bool
 
 	// Limits bound what leaves by the route. Default: none of its own.
 	Limits Limits
@@ -87,6 +96,8 @@ const (
 	RouteDefer
 	// RouteDiscard: its recipients are Discarded: the message goes nowhere.
 	RouteDiscard
+	// RouteDefault: its mail goes where mail goes that no Route is for, to all relays but those that are RoutedOnly. It makes an exception to a Route that is less specific.
+	RouteDefault
 )
 
 // routeName is how the i-th route is called.
@@ -100,7 +111,9 @@ func (c *Config) routeName(i int) string {
 // validateRoutes adds the faults of the routes to f, and returns them as a table.
 func (c *Config) validateRoutes(f *faults) *domain.Table {
 	relays, tags := make(map[string]bool), make(map[string]bool)
-	open := false // a relay takes what no route is for
+	open := false        // a relay takes what no route is for
+	delimiter := byte(0) // of all routes with AnyCase
+	loose := -1          // the first of them
 	for i := range c.Relays {
 		r := &c.Relays[i]
 		relays[r.name()] = true
@@ -109,12 +122,24 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 		}
 		open = open || !r.RoutedOnly
 	}
+	standard := open // what no route is for, and what a RouteDefault is for
 	var rules []domain.Rule
 	var places []rulePlace // of rules
 	names := make(map[string]int)
 	for i := range c.Routes {
 		x, path := &c.Routes[i], fmt.Sprintf("Routes[%d]", i)
 		x.validate(path, relays, tags, f)
+		switch {
+		case x.Action == RouteDefault && !standard && len(c.Relays) > 0:
+			f.add(path+".Action", "leads to the relays that are not RoutedOnly, and all are")
+		case !x.AnyCase:
+		case loose < 0:
+			if loose = i; x.Delimiter != "" {
+				delimiter = x.Delimiter[0]
+			}
+		case x.Delimiter != c.Routes[loose].Delimiter:
+			f.add(path+".Delimiter", "is %q, and that of Routes[%d] %q: all with AnyCase must have the same", x.Delimiter, loose, c.Routes[loose].Delimiter)
+		}
 		if x.Name != "" {
 			if first, ok := names[x.Name]; ok {
 				f.add(path+".Name", "%q is the name of Routes[%d] too", x.Name, first)
@@ -126,13 +151,13 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 			return nil
 		}
 		for r, rcpt := range orAny(x.Recipients) {
-			open = open || rcpt == "*" && slices.Contains(orAny(x.Senders), "*") && x.Streams == nil
+			open = open || rcpt == "*" && x.Action != RouteDefault && slices.Contains(orAny(x.Senders), "*") && x.Streams == nil
 			for s, sender := range orAny(x.Senders) {
 				for t, stream := range orAny(x.Streams) {
 					if x.Streams == nil {
 						stream = ""
 					}
-					rules = append(rules, domain.Rule{Recipient: rcpt, Sender: sender, Stream: stream, Value: int32(i)})
+					rules = append(rules, domain.Rule{Recipient: rcpt, Sender: sender, Stream: stream, Value: int32(i), Loose: x.AnyCase})
 					places = append(places, rulePlace{i, r, s, t})
 				}
 			}
@@ -144,7 +169,7 @@ func (c *Config) validateRoutes(f *faults) *domain.Table {
 	if len(rules) == 0 {
 		return nil
 	}
-	table, wrong := domain.NewTable(rules)
+	table, wrong := domain.NewTableWith(rules, delimiter)
 	told := make(map[string]bool) // a pattern stands in as many rules as there are of the others
 	for _, w := range wrong {
 		at := places[w.Rule]
@@ -190,6 +215,9 @@ func orAny(patterns []string) []string {
 	return patterns
 }
 
+// delimiters are what may divide a local part from its extension: what needs no quotes there, and is part of no word.
+const delimiters = "!#$%&'*+-/=?^_`{|}~"
+
 // validate adds the route's own faults to f: it may name the relays and tags that there are.
 func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
 	if strings.ContainsFunc(x.Name, isControl) || len(x.Name) > 255 {
@@ -216,6 +244,12 @@ func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
 			f.add(fmt.Sprintf("%s.Streams[%d]", path, n), "control characters, or more than %d bytes", maxStream)
 		}
 	}
+	switch {
+	case x.Delimiter != "" && (len(x.Delimiter) != 1 || !strings.Contains(delimiters, x.Delimiter)):
+		f.add(path+".Delimiter", "%q is not one of the characters %s", x.Delimiter, delimiters)
+	case x.Delimiter != "" && !x.AnyCase:
+		f.add(path+".Delimiter", "goes with AnyCase only")
+	}
 	for n, name := range x.Relays {
 		if !relays[name] {
 			f.add(fmt.Sprintf("%s.Relays[%d]", path, n), "no relay is called %q", name)
@@ -227,14 +261,20 @@ func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
 		}
 	}
 	switch {
-	case x.Action > RouteDiscard:
+	case x.Action > RouteDefault:
 		f.add(path+".Action", "%d is none", x.Action)
 	case x.Action != RouteDeliver && len(x.Relays)+len(x.Tags) > 0:
-		f.add(path+".Action", "goes without Relays and Tags: no relay gets this mail")
+		f.add(path+".Action", "goes without Relays and Tags: it is not for relays of its own")
 	case x.Action == RouteDeliver && len(x.Relays)+len(x.Tags) == 0:
 		f.add(path+".Relays", "names no relay, nor does Tags")
-	case x.Action == RouteDeliver && x.Text != "":
-		f.add(path+".Text", "is for an Action other than RouteDeliver")
+	case (x.Action == RouteDeliver || x.Action == RouteDefault) && x.Text != "":
+		f.add(path+".Text", "is for an Action that no relay has a part in")
+	}
+	switch {
+	case x.Ordered && len(x.Tags) > 0:
+		f.add(path+".Ordered", "goes without Tags, which have no order")
+	case x.Ordered && x.Action != RouteDeliver:
+		f.add(path+".Ordered", "is for relays, and the Action names none")
 	}
 	x.Limits.validate(path+".Limits", scopeRoute, f)
 	if x.Action != RouteDeliver && x.Limits.any() {

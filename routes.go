@@ -53,7 +53,7 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 		f.members.add(r.index)
 	}
 	groups := map[string]*group{}
-	some := func(in func(r *Relay) bool) (*group, error) {
+	some := func(in func(r *Relay) bool, order []string) (*group, error) {
 		g := &group{members: make(Bitset, words(len(f.relays)))}
 		for _, r := range f.relays {
 			if in(r.origin) {
@@ -65,6 +65,11 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 			if in(s.entry(c.Config)) {
 				g.sources = append(g.sources, s)
 			}
+		}
+		if order != nil {
+			g.line(order)
+			f.groups = append(f.groups, g)
+			return g, g.arrange(b)
 		}
 		if len(g.relays) == len(f.relays) && len(g.sources) == len(f.sources) {
 			return &f.group, nil
@@ -84,7 +89,7 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 		return g, g.arrange(b)
 	}
 	f.groups = append(f.groups, &f.group)
-	g, err := some(func(r *Relay) bool { return !r.RoutedOnly })
+	g, err := some(func(r *Relay) bool { return !r.RoutedOnly }, nil)
 	if err != nil {
 		return err
 	}
@@ -95,14 +100,21 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 		x := &c.Routes[i]
 		w := &route{name: c.routeName(i), action: x.Action, text: x.Text}
 		f.routes[i] = w
+		if x.Action == RouteDefault {
+			w.action, w.group = RouteDeliver, g
+		}
 		if x.Action != RouteDeliver {
 			continue
 		}
 		key := strings.Join(x.Relays, "\x00") + "\x00\x00" + strings.Join(x.Tags, "\x00")
+		var order []string
+		if x.Ordered && len(x.Relays) > 1 {
+			key, order = key+"\x00\x00ordered", x.Relays
+		}
 		if w.group = named[key]; w.group != nil {
 			continue
 		}
-		if w.group, err = some(x.serves); err != nil {
+		if w.group, err = some(x.serves, order); err != nil {
 			return err
 		}
 		named[key] = w.group

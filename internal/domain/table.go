@@ -8,6 +8,7 @@ type Rule struct {
 	Sender    string // a domain, likewise; NullSender; "*" or "": any
 	Stream    string // exact; "": any
 	Value     int32  // 0 or more
+	Loose     bool   // Recipient, where it is an address, stands for the same in any case, and with any extension: after those that are not loose
 }
 
 // NullSender is what stands for the domain of the null sender.
@@ -24,7 +25,10 @@ type RuleFault struct {
 // Table finds the most specific of many rules. It does not change, and may be used by many at once. What a lookup costs depends on the labels of the names, not on how many rules there are.
 type Table struct {
 	addresses, exact, below map[string]node // below: of "*.example.com", by "example.com"
+	loose                   map[string]node // addresses that are, folded
+	looseAt                 map[string]bool // their domains: others need no look
 	all                     node
+	delimiter               byte
 }
 
 // node is the rules for one recipient pattern.
@@ -40,8 +44,11 @@ type leaf struct {
 }
 
 // NewTable makes a table. All that is wrong with the rules is returned; there is a table only where nothing is.
-func NewTable(rules []Rule) (*Table, []RuleFault) {
-	t := &Table{addresses: map[string]node{}, exact: make(map[string]node, len(rules)), below: map[string]node{}}
+func NewTable(rules []Rule) (*Table, []RuleFault) { return NewTableWith(rules, 0) }
+
+// NewTableWith is NewTable with what the extensions begin with that loose rules leave out of account; 0: there are none.
+func NewTableWith(rules []Rule, delimiter byte) (*Table, []RuleFault) {
+	t := &Table{addresses: map[string]node{}, exact: make(map[string]node, len(rules)), below: map[string]node{}, loose: map[string]node{}, looseAt: map[string]bool{}, delimiter: delimiter}
 	seen := make(map[Rule]int, len(rules)) // in their canonical form
 	var faults []RuleFault
 	for i, r := range rules {
@@ -59,6 +66,11 @@ func NewTable(rules []Rule) (*Table, []RuleFault) {
 		}
 		if reason != "" || wrong != "" {
 			continue
+		}
+		if at := strings.LastIndexByte(r.Recipient, '@'); at < 0 {
+			r.Loose = false
+		} else if r.Loose {
+			r.Recipient = foldLocal(r.Recipient[:at]) + r.Recipient[at:]
 		}
 		r.Value = 0
 		if first, ok := seen[r]; ok {
@@ -83,6 +95,9 @@ func (t *Table) add(r Rule) {
 	case key == "":
 	case strings.HasPrefix(key, "*."):
 		in, key = t.below, key[2:]
+	case r.Loose:
+		in = t.loose
+		t.looseAt[key[strings.LastIndexByte(key, '@')+1:]] = true
 	case strings.IndexByte(key, '@') >= 0:
 		in = t.addresses
 	default:
@@ -136,7 +151,7 @@ func put(m *map[string]*leaf, key string) *leaf {
 }
 
 // Lookup returns the value of the most specific rule for a recipient, given as the String of its Address, for a sender's domain, as in an Address or NullSender, and for a stream. What a rule says of recipients
-// counts before what it says of senders, and that before streams; an address before a domain, that before a wildcard, of these the longest first, and what says nothing last.
+// counts before what it says of senders, and that before streams; an address before one that is loose, that before one without the extension, then a domain, that before a wildcard, of these the longest first, and what says nothing last.
 func (t *Table) Lookup(rcpt, sender, stream string) (value int32, ok bool) {
 	if len(t.addresses) > 0 {
 		if n, ok := t.addresses[rcpt]; ok {
@@ -145,7 +160,13 @@ func (t *Table) Lookup(rcpt, sender, stream string) (value int32, ok bool) {
 			}
 		}
 	}
-	host := rcpt[strings.LastIndexByte(rcpt, '@')+1:]
+	at := strings.LastIndexByte(rcpt, '@')
+	if at > 0 && len(t.looseAt) > 0 && t.looseAt[rcpt[at+1:]] {
+		if v, ok := t.mailbox(rcpt[:at], rcpt[at:], sender, stream); ok {
+			return v, true
+		}
+	}
+	host := rcpt[at+1:]
 	if n, ok := t.exact[host]; ok {
 		if v, ok := n.find(sender, stream); ok {
 			return v, true

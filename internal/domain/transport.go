@@ -25,6 +25,7 @@ type Transport struct {
 	Name    string // of the transport, as it stands there; "": the one that mail would take without the table
 	NextHop string // as it stands there. "": the recipient's domain where there is a Name, else what it would be without the table
 	Hops    []Hop  // what NextHop says, in order; only without a Name and with smtp and relay. Shared among entries: not to be changed
+	As      string // Key with the local part as the file has it; "": the same
 	Status  string // of error (5.0.0 if it says nothing else) and retry (4.0.0): an enhanced status code (RFC 3463)
 	Text    string // of error, retry and discard: why
 }
@@ -53,20 +54,20 @@ type TransportError struct {
 
 func (e *TransportError) Error() string { return "line " + strconv.Itoa(e.Line) + ": " + e.Reason }
 
-// Reasons. As those of addresses they hold nothing of the input, but numbers of lines.
+// Reasons. As those of addresses they hold nothing of the input, but numbers of lines. The one with a capital is for those who ask ParseNextHop too.
 const (
-	reasonLeading    = "skipped, as Postfix does: the first entry starts with white space, it continues nothing"
-	reasonNotUTF8    = "skipped, as Postfix does: not valid UTF-8"
-	reasonUnbalanced = "skipped, as Postfix does: the key has a quote that doesn't end"
-	reasonNoValue    = "skipped, as Postfix does: there is no value behind the key"
-	reasonDuplicate  = "skipped, as Postfix does: the same key stands in line "
-	reasonWildcard   = `"*.domain" is not Postfix's way to write ".domain", which it was taken for`
-	reasonAtDomain   = `skipped: Postfix never asks for "@domain"; without the @ it would`
-	reasonLocalStar  = `"*" is no wildcard in a local part: this matches only a mailbox that has it in its name`
-	reasonRequoted   = "only a mailbox with these quotes or backslashes in its name has this key: they were not needed, or are not where they have to be"
-	reasonEndDot     = "skipped: Postfix never asks for a domain with a dot at its end"
-	reasonUnbracket  = "a host without brackets: Postfix would ask for its MX records; here it is the relay itself"
-	reasonStatus     = "the enhanced status code contradicts the transport, and is left out: error has 5.x.x, retry 4.x.x"
+	reasonLeading     = "skipped, as Postfix does: the first entry starts with white space, it continues nothing"
+	reasonNotUTF8     = "skipped, as Postfix does: not valid UTF-8"
+	reasonUnbalanced  = "skipped, as Postfix does: the key has a quote that doesn't end"
+	reasonNoValue     = "skipped, as Postfix does: there is no value behind the key"
+	reasonDuplicate   = "skipped, as Postfix does: the same key stands in line "
+	reasonWildcard    = `"*.domain" is not Postfix's way to write ".domain", which it was taken for`
+	reasonAtDomain    = `skipped: Postfix never asks for "@domain"; without the @ it would`
+	reasonLocalStar   = `"*" is no wildcard in a local part: this matches only a mailbox that has it in its name`
+	reasonRequoted    = "only a mailbox with these quotes or backslashes in its name has this key: they were not needed, or are not where they have to be"
+	reasonEndDot      = "skipped: Postfix never asks for a domain with a dot at its end"
+	ReasonUnbracketed = "a host without brackets: Postfix would ask for its MX records; here it is the relay itself"
+	reasonStatus      = "the enhanced status code contradicts the transport, and is left out: error has 5.x.x, retry 4.x.x"
 
 	reasonLineLong    = "longer than 64 KiB"
 	reasonControl     = "control character"
@@ -91,8 +92,10 @@ const (
 //
 // There is a map only where nothing is wrong. Otherwise all faults are told, joined, each a *TransportError, but for an error of
 // r's, which is there as it is. An entry is 64 KiB at the most; a file is never held whole.
-func ParseTransport(r io.Reader) (*TransportMap, error) {
-	p := transportParser{m: &TransportMap{index: map[string]int32{}}, values: map[string]*transportValue{}}
+//
+// check, which may be nil, is asked about each entry before it is taken in, and says what else there is to warn of, or what is wrong with it.
+func ParseTransport(r io.Reader, check func(*Transport) (warnings, faults []string)) (*TransportMap, error) {
+	p := transportParser{m: &TransportMap{index: map[string]int32{}}, values: map[string]*transportValue{}, check: check}
 	lines := logicalLines{r: bufio.NewReader(r)}
 	for {
 		line, at, reason, err := lines.next()
@@ -109,7 +112,7 @@ func ParseTransport(r io.Reader) (*TransportMap, error) {
 		if reason != "" {
 			p.errs = append(p.errs, &TransportError{at, reason})
 		}
-		if len(p.errs) == maxTransportErrors {
+		if len(p.errs) >= maxTransportErrors {
 			p.errs = append(p.errs, &TransportError{at, reasonManyFaults})
 			break
 		}
@@ -207,6 +210,7 @@ type transportParser struct {
 	m      *TransportMap
 	errs   []error
 	values map[string]*transportValue // many keys have the same
+	check  func(*Transport) (warnings, faults []string)
 }
 
 // transportValue is what a value says: a Transport without its key.
@@ -239,7 +243,7 @@ func (p *transportParser) entry(line string, at int) (reason string) {
 		p.warn(at, reasonNoValue)
 		return ""
 	}
-	key, warning, reason := transportKey(key)
+	key, as, warning, reason := transportKey(key)
 	if reason != "" {
 		return reasonKey + reason
 	}
@@ -270,6 +274,18 @@ func (p *transportParser) entry(line string, at int) (reason string) {
 	entry := v.Transport
 	key = strings.Clone(key)
 	entry.Line, entry.Key = at, key
+	if as != key {
+		entry.As = strings.Clone(as)
+	}
+	if p.check != nil {
+		warnings, faults := p.check(&entry)
+		for _, w := range warnings {
+			p.warn(at, w)
+		}
+		for _, f := range faults {
+			p.errs = append(p.errs, &TransportError{at, f})
+		}
+	}
 	p.m.index[key] = int32(len(p.m.Entries))
 	p.m.Entries = append(p.m.Entries, entry)
 	p.m.mailbox = p.m.mailbox || strings.IndexByte(key, '@') >= 0
@@ -292,15 +308,15 @@ func keyEnd(line string) (end int, balanced bool) {
 	return len(line), !quoted
 }
 
-// transportKey brings a key into the form that is looked up. It is "" where nobody ever asks for it; the warning says why.
-func transportKey(s string) (key, warning, reason string) {
+// transportKey brings a key into the form that is looked up, and Transport.As. It is "" where nobody ever asks for it; the warning says why.
+func transportKey(s string) (key, as, warning, reason string) {
 	if s == "*" {
-		return s, "", ""
+		return s, s, "", ""
 	}
 	at := strings.LastIndexByte(s, '@')
 	host := s[at+1:]
 	if at == 0 {
-		return "", reasonAtDomain, ""
+		return "", "", reasonAtDomain, ""
 	}
 	if at < 0 {
 		if under, ok := strings.CutPrefix(host, "*."); ok {
@@ -308,7 +324,7 @@ func transportKey(s string) (key, warning, reason string) {
 		}
 	}
 	if strings.IndexByte(host, '*') >= 0 {
-		return "", "", reasonKeyStar
+		return "", "", "", reasonKeyStar
 	}
 	dot := ""
 	ascii := toASCIIOrLiteral
@@ -318,21 +334,21 @@ func transportKey(s string) (key, warning, reason string) {
 	name, upper, reason := ascii(host)
 	switch {
 	case reason != "":
-		return "", "", reason
+		return "", "", "", reason
 	case strings.HasSuffix(host, "."):
-		return "", reasonEndDot, ""
+		return "", "", reasonEndDot, ""
 	case upper:
 		name = strings.ToLower(name)
 	}
 	if at < 0 {
-		return dot + name, warning, ""
+		return dot + name, dot + name, warning, ""
 	}
 	// Postfix asks for an address as it is written in an envelope, and then without quotes and backslashes. So a key is either a local
 	// part in its canonical form, or taken for one without quotes.
 	local := s[:at]
 	if a, why := parse(local + "@a"); why != "" || a.Local != local {
 		if _, why := parse(quoteLocal(local) + "@a"); why != "" {
-			return "", "", why
+			return "", "", "", why
 		}
 		if strings.ContainsAny(local, `"\`) {
 			warning = reasonRequoted
@@ -341,7 +357,7 @@ func transportKey(s string) (key, warning, reason string) {
 	if strings.IndexByte(local, '*') >= 0 {
 		warning = reasonLocalStar
 	}
-	return foldLocal(local) + "@" + name, warning, ""
+	return foldLocal(local) + "@" + name, local + "@" + name, warning, ""
 }
 
 // parse takes a value apart.
@@ -371,7 +387,7 @@ func (v *transportValue) parse(s string) (reason string) {
 		}
 		for _, h := range v.Hops {
 			if !h.Bracketed {
-				v.warning = reasonUnbracket
+				v.warning = ReasonUnbracketed
 			}
 		}
 	}
@@ -550,75 +566,4 @@ func (m *TransportMap) address(quoted, plain, host string) (*Transport, bool) {
 		}
 	}
 	return nil, false
-}
-
-// withoutExtension cuts the extension off a local part without quotes, if it has one. Postfix leaves some alone, which matters
-// where the delimiter is a hyphen: owner-list and list-request, and the mailboxes that it writes itself.
-func withoutExtension(local string, delimiter byte) (bare string, ok bool) {
-	i := strings.IndexByte(local, delimiter)
-	if delimiter == 0 || i <= 0 {
-		return "", false
-	}
-	for _, own := range []string{"postmaster", "mailer-daemon", "double-bounce"} {
-		if strings.EqualFold(local, own) {
-			return "", false
-		}
-	}
-	if delimiter == '-' {
-		lower := strings.ToLower(local)
-		if strings.HasPrefix(lower, "owner-") || strings.HasSuffix(lower, "-request") && lower != "-request" {
-			return "", false
-		}
-	}
-	return local[:i], true
-}
-
-// unquoteLocal returns a canonical local part without its quotes and backslashes.
-func unquoteLocal(local string) string {
-	if len(local) < 2 || local[0] != '"' {
-		return local
-	}
-	plain := make([]byte, 0, len(local))
-	for i := 1; i < len(local)-1; i++ {
-		if local[i] == '\\' {
-			i++
-		}
-		plain = append(plain, local[i])
-	}
-	return string(plain)
-}
-
-// quoteLocal undoes unquoteLocal.
-func quoteLocal(plain string) string {
-	if end, _, reason := dotString(plain + "@"); reason == "" && end == len(plain) {
-		return plain
-	}
-	quoted := make([]byte, 0, len(plain)+2)
-	quoted = append(quoted, '"')
-	for i := range len(plain) {
-		if plain[i] == '"' || plain[i] == '\\' {
-			quoted = append(quoted, '\\')
-		}
-		quoted = append(quoted, plain[i])
-	}
-	return string(append(quoted, '"'))
-}
-
-// foldLocal returns what all local parts have in common that strings.EqualFold takes for the same: instead of each character the
-// lower case of the least of those that differ from it in nothing but case.
-func foldLocal(s string) string {
-	plain := true
-	for i := range len(s) {
-		plain = plain && s[i] < utf8.RuneSelf && class[s[i]]&isUpper == 0
-	}
-	if plain {
-		return s
-	}
-	return strings.Map(func(r rune) rune {
-		least := r
-		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-			least = min(least, f)
-		}
-		return unicode.ToLower(least)
-	}, s)
 }

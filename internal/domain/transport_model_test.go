@@ -121,8 +121,8 @@ func canonicalLocal(plain string) string {
 // checkTransport holds what is made of a text, and found in it, against the models.
 func checkTransport(t *testing.T, text string, addrs ...domain.Address) {
 	t.Helper()
-	m, err := domain.ParseTransport(strings.NewReader(text))
-	slow, slowErr := domain.ParseTransport(iotest.OneByteReader(strings.NewReader(text)))
+	m, err := domain.ParseTransport(strings.NewReader(text), nil)
+	slow, slowErr := domain.ParseTransport(iotest.OneByteReader(strings.NewReader(text)), nil)
 	if fmt.Sprint(err) != fmt.Sprint(slowErr) {
 		t.Fatalf("%q: %v, octet by octet %v", text, err, slowErr)
 	}

@@ -16,7 +16,7 @@ import (
 
 func mustTransport(t testing.TB, text string) *domain.TransportMap {
 	t.Helper()
-	m, err := domain.ParseTransport(strings.NewReader(text))
+	m, err := domain.ParseTransport(strings.NewReader(text), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestTransportRefuses(t *testing.T) {
 		{local64 + "a@a.test x:", "bad key: local part longer"},
 	} {
 		for _, before := range []string{"", "# c\n\nok.test x:\n"} {
-			m, err := domain.ParseTransport(strings.NewReader(before + tt.line + "\n# c\n\nend.test x:\n"))
+			m, err := domain.ParseTransport(strings.NewReader(before+tt.line+"\n# c\n\nend.test x:\n"), nil)
 			var te *domain.TransportError
 			if m != nil || !errors.As(err, &te) {
 				t.Errorf("%q: %+v, %v", tt.line, m, err)
@@ -338,7 +338,7 @@ func unjoin(t *testing.T, err error) (faults []string) {
 }
 
 func TestTransportTellsAllFaults(t *testing.T) {
-	_, err := domain.ParseTransport(strings.NewReader("a.test lmtp:x\nb..test smtp:[x]\nc.test smtp:[x]\nd.test smtp:[x]:0\nc.test lmtp:\ne.test\n  lmtp:y\n"))
+	_, err := domain.ParseTransport(strings.NewReader("a.test lmtp:x\nb..test smtp:[x]\nc.test smtp:[x]\nd.test smtp:[x]:0\nc.test lmtp:\ne.test\n  lmtp:y\n"), nil)
 	want := []string{
 		"line 1: lmtp: there is no LMTP here",
 		"line 2: bad key: empty label in the domain",
@@ -350,7 +350,7 @@ func TestTransportTellsAllFaults(t *testing.T) {
 	}
 	// But not of a file of another kind.
 	r := &endless{text: "a..test x:\n"}
-	_, err = domain.ParseTransport(r)
+	_, err = domain.ParseTransport(r, nil)
 	faults := unjoin(t, err)
 	if len(faults) != 1001 || faults[1000] != "line 1000: too many errors, gave up" {
 		t.Errorf("%d faults, the last one %q", len(faults), faults[len(faults)-1])
@@ -382,7 +382,7 @@ func TestTransportReadError(t *testing.T) {
 			"for good": io.MultiReader(strings.NewReader(text), iotest.ErrReader(broken)),
 			"once":     &once{text: text, err: broken},
 		} {
-			m, err := domain.ParseTransport(r)
+			m, err := domain.ParseTransport(r, nil)
 			if m != nil || !errors.Is(err, broken) {
 				t.Errorf("%q, %s: %v, %v", text, name, m, err)
 				continue
@@ -393,7 +393,7 @@ func TestTransportReadError(t *testing.T) {
 		}
 	}
 	// What was wrong before that is told too.
-	_, err := domain.ParseTransport(io.MultiReader(strings.NewReader("a..b x:\nb.test x:\n"), iotest.ErrReader(broken)))
+	_, err := domain.ParseTransport(io.MultiReader(strings.NewReader("a..b x:\nb.test x:\n"), iotest.ErrReader(broken)), nil)
 	if diff := cmp.Diff([]string{"line 1: bad key: empty label in the domain", "after line 2: broken"}, unjoin(t, err)); diff != "" {
 		t.Error(diff)
 	}
@@ -436,7 +436,7 @@ func TestTransportLineLength(t *testing.T) {
 		{"long indent of a comment", "a.test x:\n" + strings.Repeat("\t", 3*most) + "#\n  y\n", "", 1},
 		{"long indent of a continuation", "a.test x:\n" + strings.Repeat("\t", 3*most) + "y\n", "line 1: longer than 64 KiB", 0},
 	} {
-		m, err := domain.ParseTransport(strings.NewReader(tt.text))
+		m, err := domain.ParseTransport(strings.NewReader(tt.text), nil)
 		switch {
 		case tt.fault != "":
 			if err == nil || err.Error() != tt.fault {
@@ -456,7 +456,7 @@ func TestTransportStreams(t *testing.T) {
 	for _, text := range []string{strings.Repeat("# a comment of some length\n", 1000), strings.Repeat(" \t \n", 1000), "a.test smtp:[x]\n# c\n" + strings.Repeat("\n#", 1<<20), strings.Repeat("x", 1<<20), strings.Repeat(" ", 1<<20)} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := domain.ParseTransport(io.LimitReader(&endless{text: text}, size))
+		_, err := domain.ParseTransport(io.LimitReader(&endless{text: text}, size), nil)
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > 512<<10 {
 			t.Errorf("%.10q…: %d octets of memory for a file of %d", text, n, size)
@@ -544,7 +544,7 @@ example.com    smtp:[relay-a.example.net]:587,
                [relay-b.example.net]:587
 .example.com   error:5.1.2 subdomains take no mail
 *              smtp:relay-c.example.net
-`))
+`), nil)
 	if err != nil {
 		fmt.Println(err)
 		return
