@@ -81,7 +81,7 @@ func (t *tether) says(now time.Time) string {
 	if until, why := t.state.Suspended(now); !until.IsZero() {
 		return fmt.Sprintf("left alone until %s (%s)", until.Format(time.TimeOnly), why)
 	}
-	return t.state.Snapshot(now)
+	return t.state.Snapshot(now).String()
 }
 
 // backoffConfig is what r allows where it never refused anything.

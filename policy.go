@@ -278,7 +278,7 @@ func (x *Route) validate(path string, relays, tags map[string]bool, f *faults) {
 	}
 	x.Limits.validate(path+".Limits", scopeRoute, f)
 	if x.Action != RouteDeliver && x.Limits.any() {
-		f.add(path+".Limits", "go without an Action: no relay gets this mail")
+		f.add(path+".Limits", "go with RouteDeliver only")
 	}
 	if strings.ContainsFunc(x.Text, isControl) || len(x.Text) > 500 {
 		f.add(path+".Text", "control characters, or more than 500 bytes")

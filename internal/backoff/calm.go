@@ -27,5 +27,3 @@ func (s *State) CountLike(o *State) {
 	defer s.mu.Unlock()
 	s.counts, s.from, s.slot, s.last, s.sent = counts, from, slot, last, sent
 }
-
-func (s *State) Snapshot(now time.Time) string { return s.lastEffect + s.lastText }
