@@ -33,7 +33,7 @@ func (s *Schedule) Dirty(now time.Time) bool {
 	if s.released {
 		return s.anyLocked(func(b *book) bool { return b.back > 0 })
 	}
-	return s.anyLocked((*book).low)
+	return s.lost || s.anyLocked((*book).low)
 }
 
 func (s *Schedule) anyLocked(f func(*book) bool) bool {
@@ -98,6 +98,8 @@ func (s *Schedule) Draft(now time.Time) (Draft, bool) {
 	d := Draft{Record: r, day: s.date, news: maps.Clone(s.news)}
 	some := len(s.news) > 0
 	if begun {
+		some = some || s.lost
+		s.cfg.open(r, s.date)
 		some = s.grantLocked(&d) || some
 	}
 	if !some {

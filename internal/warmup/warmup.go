@@ -54,6 +54,7 @@ type Schedule struct {
 	date      Date // of the leases
 	fresh     bool // stage and the books' caps and granted are today's
 	stage     int
+	lost      bool // nobody remembers the day: that is to be stored, or the next would be lost too
 	relay     book
 	providers map[string]*book
 	failures  int
@@ -271,6 +272,7 @@ func (s *Schedule) refreshLocked() bool {
 	for name, p := range s.providers {
 		p.refresh(s.cfg.PerProvider[name], day.Stage, next, day.Providers[name])
 	}
+	s.lost = day.Granted == MaxCap && s.rec.find(s.date) == nil
 	s.fresh = true
 	return true
 }
