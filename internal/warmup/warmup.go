@@ -303,6 +303,10 @@ func (s *Schedule) waitLocked(t int64, provider string, n int) time.Duration {
 		return 0
 	}
 	if !s.known {
+		s.relay.want = max(s.relay.want, n)
+		if p := s.providers[provider]; p != nil {
+			p.want = max(p.want, n)
+		}
 		return s.leaseInLocked(t)
 	}
 	if first := s.cfg.Start; first != 0 && s.date < first {
