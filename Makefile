@@ -35,6 +35,7 @@ FUZZ = \
 	.:FuzzBody .:FuzzSendMail .:FuzzScanner .:FuzzSpill \
 	internal/verdict:FuzzJudge \
 	internal/domain:FuzzTransport internal/throttle:FuzzParseRate \
+	internal/warmup:FuzzRecord .:FuzzFileStore \
 	smtptest:FuzzBody smtptest:FuzzServer
 
 fuzz: ## each fuzz target for FUZZTIME (30s)

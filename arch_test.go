@@ -48,7 +48,7 @@ func TestImports(t *testing.T) {
 		xTime:     {"internal/throttle"},
 		goMail:    {".", "internal/session", "examples", conformance}, // conformance: its tests
 	}
-	standard := []string{"internal/discover"} // import nothing but the standard library, outside of their tests
+	standard := []string{"internal/discover", "internal/warmup"} // import nothing but the standard library, outside of their tests
 	for _, p := range listPackages(t) {
 		rel, ok := strings.CutPrefix(p.ImportPath, module+"/")
 		if !ok {
