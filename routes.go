@@ -122,6 +122,9 @@ func (x *Route) serves(r *Relay) bool {
 
 // routeOf returns the route of a recipient.
 func (d *delivery) routeOf(x *recipient) *route {
+	if d.fleet.table == nil {
+		return d.fleet.standard
+	}
 	sender := d.msg.fromDomain
 	if d.msg.from == "" {
 		sender = domain.NullSender
@@ -210,17 +213,25 @@ func (d *delivery) spare() {
 // all of them lead to may be used.
 func (d *delivery) follow() bool {
 	d.route, d.group = d.fleet.standard, d.fleet.standard.group
-	if d.fleet.table == nil {
+	if d.fleet.table == nil && !d.sticks {
 		return true
 	}
 	var first *route
+	wait := ""
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome != 0 {
 			continue
 		}
-		switch r := d.routeOf(x); {
+		r := d.routeOf(x)
+		by := d.waitsAt(x, r)
+		if wait == "" {
+			wait = by
+		}
+		switch {
 		case r.action != RouteDeliver:
+			return false
+		case by != "" && by != wait && !d.env.RequireAll:
 			return false
 		case first == nil:
 			first = r
@@ -238,7 +249,22 @@ func (d *delivery) follow() bool {
 	if first != nil {
 		d.route, d.group = first, first.group
 	}
+	if wait != "" {
+		d.prefer = wait
+	}
 	return true
+}
+
+// waitsAt is the relay at which x, of route r, waits for the end of its greylisting: one that didn't see it again would only begin to count anew. "" where there is none, or none any more, and
+// after the first attempt: then the relay has had its chance.
+func (d *delivery) waitsAt(x *recipient, r *route) string {
+	if x.greylister == "" || d.made > 0 || r.group == nil {
+		return ""
+	}
+	if at := d.fleet.byName[x.greylister]; at == nil || !r.group.members.Has(at.index) {
+		return ""
+	}
+	return x.greylister
 }
 
 // checkTogether makes sure that the recipients of RequireAll can go in one piece.
@@ -275,12 +301,13 @@ func (d *delivery) checkTogether() error {
 // part is those of a message's recipients that leave by one route.
 type part struct {
 	*delivery
-	of       []int // for each of its recipients the number in the whole
+	of       []int  // for each of its recipients the number in the whole
+	wait     string // the relay at which some of them wait for the end of their greylisting
 	ended    bool
 	panicked any
 }
 
-// parts divides what is pending of d by group.
+// parts divides what is pending of d by group, and by the relays at which recipients wait for the end of their greylisting.
 func (d *delivery) parts() []*part {
 	var parts []*part
 	for i := range d.rcpts {
@@ -289,10 +316,14 @@ func (d *delivery) parts() []*part {
 			continue
 		}
 		r := d.routeOf(&x)
-		n := slices.IndexFunc(parts, func(x *part) bool { return x.group == r.group })
+		by := d.waitsAt(&x, r)
+		n := slices.IndexFunc(parts, func(y *part) bool { return y.group == r.group && (by == "" || y.wait == "" || y.wait == by) })
 		if n < 0 {
 			n = len(parts)
 			parts = append(parts, &part{delivery: d.branch(r)})
+		}
+		if by != "" {
+			parts[n].wait, parts[n].prefer = by, by
 		}
 		parts[n].of = append(parts[n].of, i)
 		parts[n].rcpts = append(parts[n].rcpts, x)
@@ -312,6 +343,7 @@ func (d *delivery) branch(r *route) *delivery {
 	copy(b.again, d.again)
 	b.prefer, b.made, b.try.relay, b.moved = d.prefer, d.made, d.try.relay, d.moved
 	b.larger, b.tooLargeFor = d.larger, d.tooLargeFor
+	b.sticks = d.sticks
 	return b
 }
 
@@ -356,9 +388,6 @@ func (d *delivery) join(parts []*part) (cause error) {
 		}
 		d.pending -= len(x.of)
 		d.receipt.Attempts = append(d.receipt.Attempts, x.receipt.Attempts...)
-		if x.receipt.prefer != "" {
-			d.receipt.prefer = x.receipt.prefer
-		}
 		if cause == nil {
 			cause = x.cause
 		}

@@ -197,7 +197,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		if !taken { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours, or a ride behind another's body
 			switch err := p.wait(ctx, d, tier); {
 			case err == errWaitedEnough:
-				d.prefer = ""
+				d.prefer, d.sticks = "", false
 				continue
 			case err == errAllBusy && d.fleet.spill && d.after(tier) != nil:
 				d.spilled++
