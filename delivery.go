@@ -338,7 +338,8 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	if d.env.Body.kind == bodyReader && d.begun && !d.whole && errors.As(cause, new(*SourceError)) {
 		r.body = Body{kind: bodySpent}
 	}
-	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.whole && wait > 0 {
+	k, c := d.env.Body.kind, d.env.Body.kept
+	if d.whole && wait > 0 && (k == bodyReader || k == bodyMessage || k == bodyKept && d.msg.signed && !c.signed) {
 		kept := d.msg.content
 		r.body, d.owned = Body{kind: bodyKept, kept: &kept}, false // a file lives as long as the receipt, or what Retry makes of it
 	}

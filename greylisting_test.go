@@ -162,6 +162,45 @@ func TestGreylistedRetryOfARetry(t *testing.T) {
 	})
 }
 
+// Greylisted anew, one recipient doesn't make the retry forget where another waits.
+func TestGreylistedAnewBesideABusyRelay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 5, groups)
+		defer h.close()
+		greylists(h)
+		e := envelope("grey1@a.test", "grey3@b.test")
+		r, _ := h.pool.Deliver(t.Context(), e)
+		again := r.Retry(e)
+		for _, s := range h.relays[:2] {
+			s.On(smtptest.Mail).Times(1).Reply(451, "4.3.0 Not now")
+		}
+		r, err := h.pool.Deliver(t.Context(), again)
+		if outcomes(r) != "deferred deferred" || r.Recipients[0].Greylisted || !r.Recipients[1].Greylisted {
+			t.Fatalf("%v: %v", r, err)
+		}
+		time.Sleep(5 * time.Minute)
+		if r, err = h.pool.Deliver(t.Context(), r.Retry(again)); err != nil || by(r) != "r1 r3" {
+			t.Errorf("%v by %s: %v", r, by(r), err)
+		}
+	})
+}
+
+// Who may have the message already isn't called greylisted, and isn't in a retry.
+func TestGreylistedAndUnknown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, nil)
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Times(1).DropUnstored()
+		h.relays[0].On(smtptest.Rcpt).Nth(2).Reply(451, "4.7.1 Greylisted")
+		e := envelope("x@example.com")
+		e.AtLeastOnce = true
+		r, err := h.pool.Deliver(t.Context(), e)
+		if outcomes(r) != "unknown" || r.Recipients[0].Greylisted || len(r.Attempts) != 2 || r.Retry(e) != nil {
+			t.Errorf("%+v: %v", r.Recipients, err)
+		}
+	})
+}
+
 // What changes between a send and its retry: an Update that keeps the relay, one that takes it away or out of the route, an operator, an open breaker. Where the relay is gone or sick, others are tried at once.
 func TestGreylistedAndThen(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -103,9 +103,14 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 	return d, nil
 }
 
-// complete sends what was prepared.
+// complete signs and sends what was prepared. Where there is no receipt, the error is one of the envelope's.
 func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	defer d.free()
+	if d.cause == nil {
+		if d.cause = d.sign(ctx); errors.As(d.cause, new(*EnvelopeError)) {
+			return nil, d.cause
+		}
+	}
 	if d.cause == nil {
 		d.limit(ctx)
 		d.cause = p.dispatch(ctx, d)
