@@ -31,10 +31,10 @@ FUZZ = \
 	internal/reply:FuzzRead internal/reply:FuzzQueueID \
 	internal/session:FuzzEHLO \
 	internal/domain:FuzzParseAddress internal/domain:FuzzToASCII internal/domain:FuzzTable .:FuzzEnvelope \
-	.:FuzzParseRelay \
+	.:FuzzParseRelay .:FuzzTransportMap \
 	.:FuzzBody .:FuzzSendMail .:FuzzScanner .:FuzzSpill \
 	internal/verdict:FuzzJudge \
-	internal/domain:FuzzTransport internal/throttle:FuzzParseRate \
+	internal/domain:FuzzTransport internal/domain:FuzzPatterns internal/throttle:FuzzParseRate \
 	internal/warmup:FuzzRecord .:FuzzFileStore \
 	smtptest:FuzzBody smtptest:FuzzServer
 

@@ -319,7 +319,10 @@ func (d *delivery) fillTransaction() {
 		From: m.from, To: d.to, Body: m.body, Size: m.size, Dots: m.dots, EightBit: m.eightBit, UTF8: m.utf8, DSN: m.dsn,
 		RequireTLS: d.env.RequireTLS, All: d.env.RequireAll,
 	}
-	if m.file != nil {
+	switch {
+	case m.head != nil:
+		d.tx.File = m.at(m.head)
+	case m.file != nil:
 		d.tx.File = m.file
 	}
 }

@@ -62,7 +62,7 @@ type Config struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Resolver is asked for names where no Dial is given, and for SRV records always. nil: net.DefaultResolver.
 	Resolver Resolver
-	// MaxMessageSize bounds what is read of a message, in bytes, attachments encoded (base64 adds a third). Default: 100 MiB. Negative: unlimited.
+	// MaxMessageSize bounds what is read of a message, in bytes, attachments encoded (base64 adds a third), and with what a Signer adds. Default: 100 MiB. Negative: unlimited.
 	MaxMessageSize int64
 	// SpillSize is the largest message, in bytes, that is held in memory: a larger one lies in a temporary file, from its reading to the end of its send, or for as long as a Receipt is kept that
 	// can be asked for a Retry of it. Bytes whose line ends are in order stay where they are, whatever their size. Default: 1 MiB. Negative: all messages are held in memory.
@@ -70,6 +70,8 @@ type Config struct {
 	// SpillDir is where the temporary files are made, with mode 0600. On Unix they have no name from the start, so that nothing is left of them, however the program ends. New
 	// doesn't look whether it exists: where no file can be made, or the disk is full, messages are held in memory, which the Logger is told once. Default: os.TempDir().
 	SpillDir string
+	// Signer puts a signature in front of each message: DKIM. nil: messages go out as they are.
+	Signer Signer
 	// Logger hears of state changes (Info, Warn), failed attempts (Info), sends (Debug) and sends that weren't accepted for everybody (Warn). Never of credentials, message text or
 	// recipients, but for what a relay's replies say. nil: silent.
 	Logger *slog.Logger

@@ -53,6 +53,7 @@ type delivery struct {
 	candidates           int    // relays that could be tried now, in any tier; see count
 	asked                bool   // this turn: a picker was, see quick
 	prefer               string
+	sticks               bool          // some of the recipients have a greylister
 	unpaid               bool          // this turn is one that the budget knows nothing of
 	frugal               bool          // the budget is used up: this turn is for relays that are well
 	spilled              int           // tiers that this turn may use beyond the first
@@ -92,6 +93,7 @@ type recipient struct {
 	refusals   int // relays whose policy refuses it, or the message, for good
 	ambiguous  bool
 	greylisted bool
+	greylister string        // the relay that did so in an earlier send
 	wait       time.Duration // of a deferred one: until it is worth another try
 	hint       time.Duration // that the relay gave; 0: none
 }
@@ -248,11 +250,8 @@ func (d *delivery) settle(i int, r *relay, f *verdict.Fact, v verdict.Verdict, e
 	case verdict.Failed:
 		d.decide(x, Failed)
 	case verdict.Deferred:
-		x.greylisted = v.Greylist
-		if v.Greylist {
-			d.receipt.prefer = r.name
-		}
 		d.decide(x, Deferred)
+		x.greylisted = v.Greylist && x.outcome == Deferred
 	case verdict.Unknown:
 		x.ambiguous = true
 		if !d.env.AtLeastOnce {
@@ -343,7 +342,8 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 	if d.env.Body.kind == bodyReader && d.begun && !d.whole && errors.As(cause, new(*SourceError)) {
 		r.body = Body{kind: bodySpent}
 	}
-	if k := d.env.Body.kind; (k == bodyReader || k == bodyMessage) && d.whole && wait > 0 {
+	k, c := d.env.Body.kind, d.env.Body.kept
+	if d.whole && wait > 0 && (k == bodyReader || k == bodyMessage || k == bodyKept && d.msg.signed && !c.signed) {
 		kept := d.msg.content
 		r.body, d.owned = Body{kind: bodyKept, kept: &kept}, false // a file lives as long as the receipt, or what Retry makes of it
 	}

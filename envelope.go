@@ -42,7 +42,23 @@ type Envelope struct {
 	// AtLeastOnce sends again where the outcome is unknown, the same bytes, to the same relay first. The recipient may get the message twice. Default: at most once.
 	AtLeastOnce bool
 
+	greylisted *greylisting // set by Receipt.Retry
+
 	_ struct{}
+}
+
+// greylisting is who was greylisted by whom. It does not change.
+type greylisting struct {
+	prefer string            // the Envelope.Prefer that goes with it: where the caller has set another, that counts
+	relays map[string]string // by address, as it stands in Envelope.To
+}
+
+// greylister is the relay that a recipient was greylisted by, as far as Receipt.Retry has told; "" for none.
+func (e *Envelope) greylister(addr string) string {
+	if e.greylisted == nil || e.greylisted.prefer != e.Prefer {
+		return ""
+	}
+	return e.greylisted.relays[addr]
 }
 
 const (
@@ -201,6 +217,10 @@ func (d *delivery) checkAddresses() error {
 		}
 		m.utf8 = m.utf8 || a.UTF8
 		d.addRecipient(a.String(), a.Key())
+		if by := e.greylister(to); by != "" {
+			d.rcpts[d.entry[i]].greylister = by
+			d.sticks = true
+		}
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ type Pool struct {
 	spillDir    string
 	spillFailed atomic.Bool   // and the log was told
 	renders     chan struct{} // one for each message of which whole attachments may be in memory, see intake.hold
+	signer      Signer
 	logger      *slog.Logger
 	hooks       Hooks
 
@@ -52,7 +53,7 @@ func New(c Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, born: time.Now()}
+	p := &Pool{signer: c.Signer, logger: c.Logger, hooks: c.Hooks, maxSize: c.MaxMessageSize, born: time.Now()}
 	p.updates = make(chan struct{}, 1)
 	p.spillSize, p.spillDir, p.renders = c.SpillSize, c.SpillDir, make(chan struct{}, maxRenders)
 	if p.spillSize == 0 {

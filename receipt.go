@@ -149,8 +149,7 @@ type Receipt struct {
 	rcpt1    [1]RecipientResult
 	attempt1 [1]Attempt
 
-	body   Body   // what Retry sends where the envelope's own Body can be read only once
-	prefer string // the relay that greylisted a recipient
+	body Body // what Retry sends where the envelope's own Body can be read only once
 }
 
 // Count returns how many recipients have the outcome.
@@ -167,8 +166,8 @@ func (r *Receipt) Count(o Outcome) int {
 	return n
 }
 
-// Retry returns a copy of e for the deferred recipients only, to be sent after SendError.RetryAfter; nil if there are none. Where a
-// recipient was greylisted, the copy prefers the same relay (one of them, where relays of several Routes did so). e must be the envelope that r is the receipt of; of a Send, one with the same From, whose
+// Retry returns a copy of e for the deferred recipients only, to be sent after SendError.RetryAfter; nil if there are none. Who was greylisted is offered to the same relay first, which knows for how long it has
+// waited: Prefer names that relay, the first of several; where several relays did so, the copy knows the others' too, as long as Prefer isn't changed, and is sent in as many parts (with RequireAll it can't be). e must be the envelope that r is the receipt of; of a Send, one with the same From, whose
 // Body is not looked at. A Reader body, which was
 // read, is replaced by what was read from it, which a large one keeps a temporary file open for as long as r, or the copy, can be reached; a File is read again.
 //
@@ -188,13 +187,37 @@ func (r *Receipt) Retry(e *Envelope) *Envelope {
 	}
 	again := *e
 	again.To = to
-	if r.prefer != "" {
-		again.Prefer = r.prefer
-	}
+	r.prefer(e, &again)
 	if r.body.kind != bodyNone {
 		again.Body = r.body
 	}
 	return &again
+}
+
+// prefer has each greylisted recipient of again, the retry of e, offered to its relay first. Who was deferred for another reason this time still waits at the relay of the time before.
+func (r *Receipt) prefer(e, again *Envelope) {
+	by := greylisting{relays: make(map[string]string)}
+	news := false
+	for i := range r.Recipients {
+		x := &r.Recipients[i]
+		if x.Outcome != Deferred {
+			continue
+		}
+		relay := e.greylister(x.Addr)
+		if x.Greylisted {
+			relay, news = x.Relay, true
+		}
+		if relay == "" {
+			continue
+		}
+		by.relays[x.Addr] = relay
+		if by.prefer == "" {
+			by.prefer = relay
+		}
+	}
+	if news {
+		again.Prefer, again.greylisted = by.prefer, &by
+	}
 }
 
 // String returns a line such as "3 recipients: 2 accepted, 1 deferred; tried relay-a, relay-b".

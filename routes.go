@@ -238,18 +238,26 @@ func (d *delivery) spare() {
 // all of them lead to may be used.
 func (d *delivery) follow() bool {
 	d.route, d.group = d.fleet.standard, d.fleet.standard.group
-	if d.fleet.table == nil && !d.fleet.splits {
+	if d.fleet.table == nil && !d.fleet.splits && !d.sticks {
 		return true
 	}
 	var first *route
 	var with lot
+	wait := ""
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome != 0 {
 			continue
 		}
-		switch r := d.routeOf(x); {
+		r := d.routeOf(x)
+		by := d.waitsAt(x, r)
+		if wait == "" {
+			wait = by
+		}
+		switch {
 		case r.action != RouteDeliver:
+			return false
+		case by != "" && by != wait && !d.env.RequireAll:
 			return false
 		case first == nil:
 			first, with = r, d.lotOf(x, r)
@@ -267,6 +275,9 @@ func (d *delivery) follow() bool {
 	if first != nil {
 		d.route, d.group = first, first.group
 	}
+	if wait != "" {
+		d.prefer = wait
+	}
 	return true
 }
 
@@ -283,6 +294,18 @@ func (d *delivery) lotOf(x *recipient, r *route) lot {
 		l.provider = d.fleet.providerOf(x.addr).limited()
 	}
 	return l
+}
+
+// waitsAt is the relay at which x, of route r, waits for the end of its greylisting: one that didn't see it again would only begin to count anew. "" where there is none, or none any more, and
+// after the first attempt: then the relay has had its chance.
+func (d *delivery) waitsAt(x *recipient, r *route) string {
+	if x.greylister == "" || d.made > 0 || r.group == nil {
+		return ""
+	}
+	if at := d.fleet.byName[x.greylister]; at == nil || !r.group.members.Has(at.index) {
+		return ""
+	}
+	return x.greylister
 }
 
 // checkTogether makes sure that the recipients of RequireAll can go in one piece.
@@ -320,12 +343,13 @@ func (d *delivery) checkTogether() error {
 type part struct {
 	*delivery
 	lot      lot
-	of       []int // for each of its recipients the number in the whole
+	of       []int  // for each of its recipients the number in the whole
+	wait     string // the relay at which some of them wait for the end of their greylisting
 	ended    bool
 	panicked any
 }
 
-// parts divides what is pending of d by lot.
+// parts divides what is pending of d by lot, and by the relays at which recipients wait for the end of their greylisting.
 func (d *delivery) parts() []*part {
 	var parts []*part
 	for i := range d.rcpts {
@@ -334,11 +358,14 @@ func (d *delivery) parts() []*part {
 			continue
 		}
 		r := d.routeOf(&x)
-		with := d.lotOf(&x, r)
-		n := slices.IndexFunc(parts, func(p *part) bool { return p.lot == with })
+		with, by := d.lotOf(&x, r), d.waitsAt(&x, r)
+		n := slices.IndexFunc(parts, func(y *part) bool { return y.lot == with && (by == "" || y.wait == "" || y.wait == by) })
 		if n < 0 {
 			n = len(parts)
 			parts = append(parts, &part{delivery: d.branch(r), lot: with})
+		}
+		if by != "" {
+			parts[n].wait, parts[n].prefer = by, by
 		}
 		parts[n].of = append(parts[n].of, i)
 		parts[n].rcpts = append(parts[n].rcpts, x)
@@ -358,6 +385,7 @@ func (d *delivery) branch(r *route) *delivery {
 	copy(b.again, d.again)
 	b.prefer, b.made, b.try.relay, b.moved = d.prefer, d.made, d.try.relay, d.moved
 	b.larger, b.tooLargeFor = d.larger, d.tooLargeFor
+	b.sticks = d.sticks
 	return b
 }
 
@@ -402,9 +430,6 @@ func (d *delivery) join(parts []*part) (cause error) {
 		}
 		d.pending -= len(x.of)
 		d.receipt.Attempts = append(d.receipt.Attempts, x.receipt.Attempts...)
-		if x.receipt.prefer != "" {
-			d.receipt.prefer = x.receipt.prefer
-		}
 		if cause == nil {
 			cause = x.cause
 		}

@@ -104,9 +104,14 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 	return d, nil
 }
 
-// complete sends what was prepared.
+// complete signs and sends what was prepared. Where there is no receipt, the error is one of the envelope's.
 func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	defer d.free()
+	if d.cause == nil {
+		if d.cause = d.sign(ctx); errors.As(d.cause, new(*EnvelopeError)) {
+			return nil, d.cause
+		}
+	}
 	if d.cause == nil {
 		d.limit(ctx)
 		d.cause = p.dispatch(ctx, d)
@@ -207,7 +212,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		if !taken { // all full, or a race was lost: into the queue, where the first free connection of any of them is ours, or a ride behind another's body
 			switch err := p.wait(ctx, d, tier); {
 			case err == errWaitedEnough:
-				d.prefer = ""
+				d.prefer, d.sticks = "", false
 				continue
 			case err == errThrottled || err == errAllBusy && !(d.fleet.spill && d.spills(tier)):
 				wait := d.throttledFor()

@@ -31,6 +31,9 @@ type content struct {
 	eightBit bool
 	header8  bool // the header has UTF-8 in it
 
+	head   []byte // header fields that go in front of it, and count in size and read
+	signed bool   // Config.Signer had its say
+
 	read int64 // how long it was when it was read, which is what MaxMessageSize is about
 	raw  bool  // it is as it was read, and not in canonical form yet
 }
@@ -198,4 +201,4 @@ func (s *spool) drop() {
 }
 
 // reader reads c from its start.
-func (c *content) reader() io.Reader { return io.NewSectionReader(c.file, 0, c.size) }
+func (c *content) reader() io.Reader { return io.NewSectionReader(c.at(c.head), 0, c.size) }

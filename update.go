@@ -16,7 +16,7 @@ import (
 //
 // Relays that DNS names (see Relay.Addr) come and go in the same way. Hooks.RelayState hears of relays that are added or removed.
 //
-// MaxMessageSize, SpillSize, SpillDir, Logger and Hooks stay as they were in New, whatever c says. Calls are carried out one after the other; the Balancer's NewPicker must not
+// MaxMessageSize, SpillSize, SpillDir, Signer, Logger and Hooks stay as they were in New, whatever c says. Calls are carried out one after the other; the Balancer's NewPicker must not
 // call Update.
 func (p *Pool) Update(c Config) error {
 	if p == nil || p.conns == nil {

@@ -21,7 +21,9 @@ import (
 // two seconds, of real time unless it runs in a bubble of testing/synctest.
 func Run(t *testing.T, make func(t *testing.T) smtplb.Limiter) {
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) { c.run(&check{T: t, limiter: make(t), name: fmt.Sprintf("%s %d", c.name, serial.Add(1))}) })
+		t.Run(c.name, func(t *testing.T) {
+			c.run(&check{T: t, limiter: make(t), name: fmt.Sprintf("%s %d", c.name, serial.Add(1))})
+		})
 	}
 }
 
