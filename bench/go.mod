@@ -10,6 +10,8 @@ require (
 	github.com/wneessen/go-mail v0.8.1
 )
 
+require golang.org/x/time v0.15.0 // indirect
+
 require (
 	github.com/emersion/go-sasl v0.0.0-20241020182733-b788ff22d5a6 // indirect
 	github.com/google/go-cmp v0.7.0

@@ -32,9 +32,9 @@ const (
 	search  = 32  // chains at most that it looks at where there are max
 )
 
-// NewKeyed returns buckets for up to max keys.
-func NewKeyed(r Rate, max int) *Keyed {
-	k := &Keyed{seed: maphash.MakeSeed(), max: max, segments: [][]*Bucket{make([]*Bucket, segment)}, chains: 1}
+// NewKeyed returns buckets for up to most keys.
+func NewKeyed(r Rate, most int) *Keyed {
+	k := &Keyed{seed: maphash.MakeSeed(), max: most, segments: [][]*Bucket{make([]*Bucket, segment)}, chains: 1}
 	k.home.keyed = k
 	k.home.set(r)
 	return k
