@@ -489,6 +489,7 @@ func TestFareWhenTheTimerIsLate(t *testing.T) {
 		"try idle":    func(w *tollWorld, f *fakeFare) { w.TryIdle(0) },
 		"try fare":    func(w *tollWorld, f *fakeFare) { w.TryFare(0, false, f, 0) },
 		"other line":  func(w *tollWorld, f *fakeFare) { w.TryFare(0, false, w.fare(1, 0, 1), 0) },
+		"other gate":  func(w *tollWorld, f *fakeFare) { w.TryFare(0, false, w.fare(1, 1), 0) },
 		"other lane":  func(w *tollWorld, f *fakeFare) { w.TryFare(1, false, f, 0) },
 		"wait":        func(w *tollWorld, f *fakeFare) { waits(w, &connpool.Request{Lanes: set(0), Fare: f}) },
 		"wait free":   func(w *tollWorld, f *fakeFare) { waits(w, &connpool.Request{Lanes: set(0)}) },
@@ -509,6 +510,9 @@ func TestFareWhenTheTimerIsLate(t *testing.T) {
 			time.Sleep(time.Second) // and after it
 			come(w, f)
 			q.gets(0)
+			if n := w.Held(0); n != 1 {
+				t.Errorf("%d turns of one slot", n)
+			}
 		})
 	}
 	// A turn of another lane ends in that moment, whose waiter is due later.
