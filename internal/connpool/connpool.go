@@ -358,10 +358,14 @@ func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 // section changes the slots of more than one, but for Close, after which
 // nothing is served, and for what comeBack takes, which frees none.)
 func (p *Pool[C]) unlock(l *lane[C]) {
-	p.change(l)
+	if p.paying.Load() > 0 {
+		p.change(l)
+	}
 	if l != nil {
 		p.handOut(l)
 		p.trim(l)
+	}
+	if p.eased || p.easedAll {
 		p.ease()
 	}
 	w, c := p.wake.head, p.shut

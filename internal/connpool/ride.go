@@ -133,7 +133,9 @@ func (t *turn[C]) handOver(now time.Duration) bool {
 	if paid {
 		w.turn.fare = w.fare
 	}
-	t.payOff()
+	if t.fare != nil {
+		t.payOff()
+	}
 	p.wakeLater(w)
 	t.conn, t.holds, t.ended = nil, false, true
 	return true
