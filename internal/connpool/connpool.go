@@ -29,6 +29,11 @@
 // difference of their lags, so nobody starves. A lane can keep slots back
 // (Limits.Reserved) that those who are marked as bulk don't get.
 //
+// A turn can cost more than a slot: a [Fare], which is paid when it is granted. Who
+// can't pay now waits in the same queue, in the same order, and keeps nobody else
+// waiting but those that pay for the same things (Fare.Like): these are a line, of which
+// the first is asked. [Pool.TryFare] is Try for those who pay.
+//
 // # Lanes that come and go
 //
 // [Pool.AddLane] returns the number of the lane, which is what all methods take
@@ -48,11 +53,11 @@
 //
 // There is one mutex, and there is one exit from every critical section,
 // unlock, which hands the free slots of the lane that changed to those who wait
-// for it, releases the mutex, and only then wakes them and closes what is to
+// for it, and what can be paid for now to those of all lanes, releases the mutex, and only then wakes them and closes what is to
 // be closed. (A rider that gets its place back may be owed a slot of any lane it
 // names. It comes back before the critical section changes anything else, so
 // that a slot that is free for it then has nobody else waiting who may take it,
-// and takes it at once.) So no channel is touched and no callback runs under the
+// and takes it at once; one that pays goes into the queue, where unlock finds it.) So no channel is touched and no callback runs under the
 // lock, and whenever the lock is free:
 //
 //   - A lane's turns and idle connections, and the connections that are being
@@ -62,8 +67,21 @@
 //     adopts a connection although the lane has idle ones, or after it found
 //     them out of date.)
 //   - A lane that could grant a turn has no waiter in its queue that could take
-//     it: none at all if it could grant it to bulk, none but bulk otherwise. (This
+//     it: none at all if it could grant it to bulk, none but bulk otherwise, and
+//     beside these those that can't pay, or are behind one of their line that can't. (This
 //     is why Try cannot overtake anybody who could have what it takes.)
+//   - The first of each line of a lane that could grant it a turn was asked whether it can
+//     pay, and could not, since it became the first, since the lane could grant, since it got an idle connection, and since
+//     something was given back or Ease was called. The lane's opens is not after the moment at which it can by its
+//     answer (but leastWait after it was asked, where that is less), and the timer is set for then, or before. Who comes in while the timer is late serves
+//     those first who are due (catchUp).
+//   - What can be paid at one time for several lanes goes to whoever is due first: all
+//     the lanes that it may open for are looked at together (ease), before a free
+//     slot is given away in one.
+//   - A fare is paid once for each turn that runs and was granted for it, and for each rider
+//     that pays, and for nothing else. At the hand-over the rider's is its turn's. A rider whose patience is over must
+//     be able to pay for another turn beside its ride; that ends first.
+//   - A lane's lines are in the order of their firsts, and none is empty.
 //   - The turns of bulk, and those with a bulk rider, together are at most
 //     Max-Reserved, unless the limits were changed under them. (All turns together
 //     are when one is granted to bulk, or a bulk rider boards; and when a slot is
@@ -90,8 +108,9 @@
 // order in which they are due, one of them for bulk; a waiter has a link in a heap
 // of each lane it names. The first waiter that may use a lane is thus at the
 // top of one of its two heaps, no matter how many wait for other lanes or
-// for the reserve; joining, leaving and coming back to the queue, at whatever
-// place, costs O(log n) steps for each lane named.
+// for the reserve; and each line of those that pay is a heap of its own, so that who can pay is found by asking
+// one of each line, in their order, at the most. Joining, leaving and coming back to the queue, at whatever
+// place, costs O(log n) steps for each lane named, and to find its line one for each of the lane's lines.
 package connpool
 
 import (
@@ -339,10 +358,14 @@ func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 // section changes the slots of more than one, but for Close, after which
 // nothing is served, and for what comeBack takes, which frees none.)
 func (p *Pool[C]) unlock(l *lane[C]) {
-	p.change(l)
+	if p.paying.Load() > 0 {
+		p.change(l)
+	}
 	if l != nil {
 		p.handOut(l)
 		p.trim(l)
+	}
+	if p.eased || p.easedAll {
 		p.ease()
 	}
 	w, c := p.wake.head, p.shut

@@ -187,7 +187,9 @@ func (p *Pool[C]) try(lane int, bulk bool) (t turn[C], ok bool) {
 		return t, false
 	}
 	p.mu.Lock()
-	p.catchUp()
+	if p.paying.Load() > 0 {
+		p.catchUp()
+	}
 	if ok = p.grantable(l, bulk); ok {
 		t = p.grant(l, nil)
 	}
@@ -216,7 +218,9 @@ func (p *Pool[C]) TryIdle(lane int) (t *Turn[C], ok bool) {
 func (p *Pool[C]) tryIdle(lane int) (t turn[C], ok bool) {
 	l := p.lane(lane)
 	p.mu.Lock()
-	p.catchUp()
+	if p.paying.Load() > 0 {
+		p.catchUp()
+	}
 	if ok = len(l.idle) > 0 && p.grantable(l, true); ok {
 		t = p.grant(l, nil)
 		t.checks = true

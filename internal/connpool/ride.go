@@ -32,6 +32,10 @@ type Rider struct {
 // back, or be an urgent waiter's, if it were put back. What counts is the moment of
 // boarding: a rider keeps its ride when the reserve is taken into use meanwhile.
 //
+// A rider that pays a fare (Request.Fare) pays when it boards. It has that back when the
+// ride breaks, and else it is what its turn has paid. The first waiter is here the first
+// who can pay for a turn with a connection.
+//
 // Nobody boards, and ok is false, when that waiter offers no Rider or rides
 // already (to let others pass would starve it); when Put could not hand the
 // connection on, as things are: by the state, Max, MaxUses and MaxAge of the
@@ -129,7 +133,9 @@ func (t *turn[C]) handOver(now time.Duration) bool {
 	if paid {
 		w.turn.fare = w.fare
 	}
-	t.payOff()
+	if t.fare != nil {
+		t.payOff()
+	}
 	p.wakeLater(w)
 	t.conn, t.holds, t.ended = nil, false, true
 	return true

@@ -88,7 +88,9 @@ func (p *Pool[C]) tryFare(lane int, bulk bool, f Fare, lag time.Duration) (t tur
 		return t, false
 	}
 	p.mu.Lock()
-	p.catchUp()
+	if p.paying.Load() > 0 {
+		p.catchUp()
+	}
 	if ok = p.grantable(l, bulk) && p.passes(l, f, bulk, Ticket{}, lag); ok {
 		t = p.grant(l, f)
 	}
@@ -127,10 +129,8 @@ func (w *waiter[C]) place() Place { return Place{w.due, w.ticket.number} }
 
 // payOff ends what a turn has paid for.
 func (t *turn[C]) payOff() {
-	if t.fare != nil {
-		t.pool.ended(t.fare, t.lane, t.spent, t.fresh && !t.dials)
-		t.fare = nil
-	}
+	t.pool.ended(t.fare, t.lane, t.spent, t.fresh && !t.dials)
+	t.fare = nil
 }
 
 // ended says to a fare that what it was paid for has ended.
@@ -142,7 +142,7 @@ func (p *Pool[C]) ended(f Fare, l *lane[C], spent, unused bool) {
 
 // catchUp serves those who can pay by now, where the timer is late: who comes in this moment doesn't overtake them.
 func (p *Pool[C]) catchUp() {
-	if p.paying.Load() > 0 && p.alarm <= p.now() {
+	if p.alarm <= p.now() {
 		p.eased = true
 		p.ease()
 	}
@@ -152,13 +152,13 @@ func (p *Pool[C]) catchUp() {
 // otherwise: before that lane's free slots are handed out to its own, as what has come back may be
 // for somebody of another lane who is due before them.
 func (p *Pool[C]) change(l *lane[C]) {
-	if p.paying.Load() > 0 && (p.eased || p.easedAll || l != nil && p.alarm <= p.now()) {
+	if p.eased || p.easedAll || l != nil && p.alarm <= p.now() {
 		if l != nil {
 			l.opens = 0
 		}
 		p.eased = true
+		p.ease()
 	}
-	p.ease()
 }
 
 // passes reports whether somebody who isn't in the queue can pay for a turn of the

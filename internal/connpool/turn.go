@@ -21,12 +21,12 @@ type turn[C any] struct {
 	rides   bool   // conn came with what was begun for the turn while it was a rider
 	checks  bool   // granted by TryIdle
 	once    bool   // granted by a lane that was Once
+	fresh   bool   // a connection was part of the fare
+	dials   bool   // and is opened
+	spent   bool   // the fare is not given back
 	epoch   uint64 // the lane's, if once
 	flushes uint64 // the lane's
 	fare    Fare   // paid; nil: there was none
-	fresh   bool   // a connection was part of it
-	dials   bool   // and is opened
-	spent   bool   // the fare is not given back
 }
 
 // Lane returns the number of the lane.
@@ -205,5 +205,7 @@ func (t *turn[C]) end(now time.Duration) {
 	}
 	t.lane.held--
 	t.conn, t.holds, t.ended = nil, false, true
-	t.payOff()
+	if t.fare != nil {
+		t.payOff()
+	}
 }

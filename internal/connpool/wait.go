@@ -95,7 +95,9 @@ func (p *Pool[C]) wait(ctx context.Context, r *Request) (t turn[C], err error) {
 		return t, context.Cause(ctx)
 	}
 	p.mu.Lock()
-	p.catchUp()
+	if p.paying.Load() > 0 {
+		p.catchUp()
+	}
 	all, changes := *p.lanes.Load(), p.changes.Load()
 	lanes, end := r.Lanes, min(len(all), 64*len(r.Lanes))
 	if r.Seen != 0 && r.Seen != changes {
