@@ -88,6 +88,7 @@ func (a *attempt) end(ctx context.Context) {
 	}
 	if a.record.Accepted > 0 && !r.outdated() {
 		a.relaxes(now)
+		a.delivered(now)
 	}
 	if !r.outdated() {
 		r.learnLatency(&a.record, &a.last, a.rides(), now.UnixNano())

@@ -2,6 +2,9 @@ package smtplb
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -168,6 +171,9 @@ func (r *relay) holdBack(t *tether, now time.Time, g backoff.Signal) {
 	if r.noBackOff || !t.state.Signal(now, g) {
 		return
 	}
+	if w := r.warming.Load(); w != nil && t.state.Mode(now) {
+		w.schedule.Held(now)
+	}
 	first := !t.tight.Swap(true)
 	r.strain.strained.Store(true)
 	t.window.Store(int32(t.state.Window(now)))
@@ -323,4 +329,23 @@ func (r *relay) retether() {
 	for _, t := range r.strain.providers {
 		t.state.Reconfigure(c, now)
 	}
+}
+
+// spared tells all that is held back, by provider.
+func (r *standing) spared(now time.Time) string {
+	if !r.strain.strained.Load() {
+		return ""
+	}
+	var list []string
+	if text := r.strain.account.says(now); text != "" {
+		list = append(list, text)
+	}
+	r.strain.mu.RLock()
+	defer r.strain.mu.RUnlock()
+	for _, name := range slices.Sorted(maps.Keys(r.strain.providers)) {
+		if text := r.strain.providers[name].says(now); text != "" {
+			list = append(list, name+": "+text)
+		}
+	}
+	return strings.Join(list, "; ")
 }

@@ -51,6 +51,8 @@ type Config struct {
 	Providers []Provider
 	// Limiter keeps the rates of all Limits, for several pools or processes together. nil: token buckets of this pool.
 	Limiter Limiter
+	// Store keeps what must outlive the process: how far the Relay.Warmup of each relay is. nil: the pool's memory.
+	Store Store
 	// MaxThrottleWait bounds how long a message waits for a limit. Default: 30 s. Negative: only the caller's context bounds it.
 	MaxThrottleWait time.Duration
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
@@ -133,6 +135,8 @@ type Relay struct {
 	Profile Profile
 	// Rules say what the relay's refusals mean for how much mail it is given. They go before those of Profile, and the built-in ones.
 	Rules []Rule
+	// Warmup bounds what a relay that mailbox providers don't know yet sends each day. The zero Warmup: nothing.
+	Warmup Warmup
 	// NoBackOff: the relay is given as much mail as before whatever it says. Default: where it refuses mail for its amount it is given less, and then little by little more again.
 	NoBackOff bool
 	// Breaker decides when a sick relay is left alone.
@@ -398,6 +402,7 @@ func (r *Relay) validate(path string, f *faults) *session.Config {
 	}
 	s.Network, s.Addr, s.Host = target.network, target.addr, target.host
 	r.Limits.validate(path+".Limits", scopeRelay, f)
+	r.Warmup.validate(path+".Warmup", f)
 	if r.Weight < 0 {
 		f.add(path+".Weight", "is %d; it must be 1 or more (0: 1)", r.Weight)
 	}

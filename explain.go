@@ -297,6 +297,9 @@ func (d *delivery) note(r *relay) string {
 	if why, _ := d.speaksAgainst(r); why != "" {
 		notes = append(notes, why)
 	}
+	if text := r.warmSays(time.Now()); text != "" {
+		notes = append(notes, text)
+	}
 	switch state := r.state(); state {
 	case stateOpen, stateSlow:
 		notes = append(notes, state+": "+r.why(state))

@@ -3,6 +3,7 @@ package smtplb
 import (
 	"cmp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
@@ -25,6 +26,10 @@ type fare struct {
 	tolls                []toll      // of whatever is not the relay
 	sender               string      // of PerSender; "": there is none
 	mailboxes            []*provider // of the recipients, where somebody asks for them
+	each                 []int       // recipients of each of these
+	known                int         // their sum
+	short                atomic.Bool // it could not be paid whole
+	warm                 []warmed    // what is taken of warm-ups now; guarded by the lock of Pool.conns
 	buf                  [4]toll
 }
 
@@ -32,6 +37,9 @@ type fare struct {
 func (d *delivery) price() *fare {
 	f := d.fleet
 	strained := d.pool.strained.Load() > 0
+	if len(f.warming) > 0 {
+		d.pool.stoke(f, time.Now())
+	}
 	if !f.metered && !strained {
 		return nil
 	}
@@ -44,8 +52,8 @@ func (d *delivery) price() *fare {
 		if y := &d.rcpts[i]; y.outcome == 0 {
 			p := f.providerOf(y.addr)
 			x.add(p.limited(), 1)
-			if strained && p != nil && !slices.Contains(x.mailboxes, p) {
-				x.mailboxes = append(x.mailboxes, p)
+			if (strained || len(f.warming) > 0) && p != nil {
+				x.mailbox(p)
 			}
 			if f.table != nil {
 				x.add(d.routeOf(y).meter, 1)
@@ -62,6 +70,17 @@ func (d *delivery) price() *fare {
 
 // sender is whose limits Config.PerSender bounds.
 func (d *delivery) sender() string { return cmp.Or(d.env.Key, d.msg.fromDomain, domain.NullSender) }
+
+// mailbox counts a recipient of a provider.
+func (f *fare) mailbox(p *provider) {
+	i := slices.Index(f.mailboxes, p)
+	if i < 0 {
+		i = len(f.mailboxes)
+		f.mailboxes, f.each = append(f.mailboxes, p), append(f.each, 0)
+	}
+	f.each[i]++
+	f.known++
+}
 
 func (f *fare) add(m *meter, recipients int) {
 	if m == nil {
@@ -124,6 +143,7 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 	if r := f.fleet.ofLane(lane); r != nil {
 		r.meter.pay(now, r.transactions(f), f.recipients)
 		r.strainPay(now, f)
+		r.warmPay(now, f)
 		if fresh {
 			r.meter.connected(now)
 		}
@@ -146,6 +166,7 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 		if !spent {
 			r.strainReturn(now, f)
 		}
+		r.warmEnd(f, spent)
 		if unused && r.meter.limits.Load().Connections.N > 0 {
 			r.meter.connections.Return(now, 1)
 		}
@@ -178,7 +199,7 @@ func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
 	if a.Fresh && r.meter.limits.Load().Connections.N > 0 {
 		d = max(d, r.meter.connections.Wait(a.Now, 1))
 	}
-	d = max(d, r.strainWait(a.Now, f))
+	d = max(d, r.strainWait(a.Now, f), r.warmWait(a.Now, f))
 	if until := r.refusedUntil.Load(); until != 0 {
 		d = max(d, time.Duration(until-a.Now.UnixNano()))
 	}
@@ -217,7 +238,11 @@ func (d *delivery) owed(r *relay) time.Duration {
 
 // closed reports whether r's own limits keep d from it for longer than d waits for them: it counts as a relay that can't take mail.
 func (d *delivery) closed(r *relay) bool {
-	return d.fare != nil && d.fleet.maxThrottle >= 0 && d.owed(r) > d.fleet.maxThrottle
+	if d.fare == nil {
+		return false
+	}
+	wait, most := d.owed(r), d.fleet.maxThrottle
+	return wait == connpool.Never || most >= 0 && wait > most
 }
 
 // throttledFor is how long d has to wait for a limit, of those of the relays in d.lanes that has the least; 0 where it waits for something else.
@@ -284,6 +309,11 @@ func (d *delivery) dues(r *relay) string {
 	now := time.Now()
 	if text := r.meter.over(now, r.transactions(d.fare), d.fare.recipients); text != "" {
 		return text
+	}
+	if wait := r.warmWait(now, d.fare); wait == connpool.Never {
+		return r.warmSays(now) + ": the message is more than a whole day's"
+	} else if wait > 0 {
+		return r.warmSays(now)
 	}
 	if text := r.holds(now, d.fare); text != "" {
 		return "relay " + r.name + ": " + text

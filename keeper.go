@@ -138,6 +138,7 @@ func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 	}
 	p.reweigh(f)
 	f.refresh(now)
+	p.stoke(f, now)
 	p.budget.turnOver(now)
 	return busy
 }

@@ -336,6 +336,7 @@ type metering struct {
 	perSender   *senders
 	providers   []*provider   // of checked.providers
 	splits      bool          // a provider has limits
+	warming     []*relay      // those that warm up
 	amounts     []amount      // of everything but relays and senders
 	maxThrottle time.Duration // Config.MaxThrottleWait with its default; negative: no bound
 }
@@ -395,7 +396,11 @@ func (f *fleet) measure(old *fleet, now time.Time) {
 	f.metered = len(f.amounts) > 0 || f.perSender != nil || c.Limiter != nil
 	for _, r := range f.relays {
 		f.metered = f.metered || r.caps.any()
+		if r.origin.Warmup.on() {
+			f.warming = append(f.warming, r)
+		}
 	}
+	f.metered = f.metered || len(f.warming) > 0
 }
 
 // own is what of l the pool keeps itself: with a Limiter, that keeps the rates.
@@ -413,6 +418,7 @@ func (f *fleet) settle(now time.Time) {
 	}
 	for _, r := range f.relays {
 		r.meter.set(r.caps, now)
+		r.kindle(r.pool, &r.origin.Warmup, f.config.Store)
 	}
 	f.perSender.set(f.config.PerSender, now)
 }

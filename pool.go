@@ -40,6 +40,7 @@ type Pool struct {
 	budget    budget
 	hedges    hedges
 	strained  atomic.Int32    // tethers that are tight, of all relays
+	memory    MemoryStore     // of warm-ups, where there is no other
 	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left
 	endRaces  context.CancelCauseFunc
 }
@@ -75,6 +76,7 @@ func New(c Config) (*Pool, error) {
 		return nil, err
 	}
 	p.budget.configure(c.Retry.Budget, f.reserve())
+	f.settle(p.born)
 	p.fleet.Store(f)
 	return p, nil
 }
@@ -91,6 +93,7 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 		_ = p.Close()
 		return context.Cause(ctx)
 	}
+	p.quench(ctx)
 	p.stop()
 	select { // what is left are QUITs, a second at most each
 	case <-p.gate.background():

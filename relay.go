@@ -65,8 +65,9 @@ type standing struct {
 	latencies     atomic.Pointer[latencies]
 	away          downtime
 	slowness
-	meter        *meter
-	strain       strain
+	meter  *meter
+	strain strain
+	warmth
 	refusedUntil atomic.Int64 // Unix nanoseconds: until then the Limiter has no room for it
 	connects     connects
 	hops         atomic.Uint64 // attempts elsewhere that one here led to

@@ -245,6 +245,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		r := d.fleet.ofLane(d.turn.Lane())
 		permit, ok = r.admit(&d.turn)
 		switch {
+		case ok && d.fare != nil && d.fare.short.Load(): // what it has to pay is there no more
+			r.giveBack(&d.turn, &permit)
 		case !ok:
 			d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
 		case d.unpaid || p.budget.spend() || !d.dear(r):
@@ -387,8 +389,9 @@ func (d *delivery) choose() *tier {
 			return d.mask(d.group.tierOf(r))
 		}
 	}
+	tiers := d.tiers()
 	for _, soft := range [...]bool{false, true} {
-		for _, t := range d.group.tiers {
+		for _, t := range tiers {
 			found := false
 			for _, r := range t.relays {
 				if d.may(r) && (soft || !d.shuns(r)) {

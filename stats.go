@@ -53,6 +53,12 @@ type HedgingStats struct {
 	Won    uint64 // of them, those in which that one was connected first
 }
 
+// WarmupStats is how far a relay's warm-up is today (UTC).
+type WarmupStats struct {
+	Used, Cap     int // in the Warmup's Unit; Cap 0: there is none, or none any more
+	Stage, Stages int // from 1; Stages 0: the relay doesn't warm up
+}
+
 // CheckStats is how a relay's last check ended, see Health. Checks that said nothing of the relay are not counted in.
 type CheckStats struct {
 	Time     time.Time // of its end; zero: there was none yet
@@ -81,6 +87,8 @@ type RelayStats struct {
 	RetryAt  time.Time     // when an open breaker lets a probe (a message) through, or a relay that is down is checked again
 	Trips    uint64        // how often it opened
 	Cooling  bool          // the relay asked for less mail a moment ago
+	BackOff  string        // what the relay is spared because it refused mail for its amount, in words; "": nothing
+	Warmup   WarmupStats   // how far its warm-up is
 
 	Check     CheckStats // the last one
 	NextCheck time.Time  // when the next one is due, if the pool is in use then and no message tells; zero: not known, or there are none
@@ -302,6 +310,11 @@ func (r *relay) stats(s *RelayStats, now time.Time, h *Health) {
 	}
 	if c.Opened+c.Reused > 0 {
 		s.ReuseRatio = float64(c.Reused) / float64(c.Opened+c.Reused)
+	}
+	s.BackOff = r.spared(now)
+	if w := r.warming.Load(); w != nil {
+		x := w.schedule.Today(now)
+		s.Warmup = WarmupStats{Used: x.Used, Cap: x.Cap, Stage: min(x.Stage+1, x.Stages), Stages: x.Stages}
 	}
 	s.State, s.Reason, s.Since = r.condition()
 	s.Check, s.NextCheck = r.checkStats(h)

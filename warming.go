@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/warmup"
@@ -16,6 +17,8 @@ type warming struct {
 	schedule *warmup.Schedule
 	store    Store
 	key      string
+	relay    string
+	busy     atomic.Bool // somebody is at sync
 
 	slot chan struct{} // held by who talks to the store
 	held []byte        // what it held then; guarded by slot
@@ -29,7 +32,7 @@ const (
 func newWarming(relay string, w *Warmup, store Store) *warming {
 	return &warming{
 		schedule: warmup.New(w.config(strconv.FormatUint(rand.Uint64(), 36))),
-		store:    store, key: "warmup/" + relay, slot: make(chan struct{}, 1),
+		store:    store, relay: relay, key: "warmup/" + relay, slot: make(chan struct{}, 1),
 	}
 }
 

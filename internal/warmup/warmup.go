@@ -102,6 +102,9 @@ type Taken struct {
 	counted  bool
 }
 
+// N is how much it is, without what was given back.
+func (x *Taken) N() int { return x.n }
+
 // Today is how far a day is.
 type Today struct {
 	Used   int // with what other processes have, or have taken with them

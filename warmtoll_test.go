@@ -1,0 +1,216 @@
+package smtplb_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
+)
+
+// noon puts a bubble's clock on a UTC day's beginning. (Fake time begins at midnight, 1 January 2000.)
+func warmCurve(c *smtplb.Config, curve ...int) { c.Relays[0].Warmup.Curve = curve }
+
+// A relay that warms up never gets more than its day's cap; what is more goes to the others. The cap is used up where there is enough mail.
+func TestWarmup(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		curve := []int{48, 96, 240}
+		h := newHouse(t, 2, func(c *smtplb.Config) { warmCurve(c, curve...) })
+		defer h.close()
+		const every = 5 * time.Minute
+		day := func() (first, second int) {
+			for range int(24 * time.Hour / every) {
+				r, err := h.pool.Deliver(context.Background(), envelope("x@example.com", "y@example.com"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				switch relaysTried(r) {
+				case "r0":
+					first += 2
+				case "r1":
+					second += 2
+				default:
+					t.Errorf("%v", r)
+				}
+				time.Sleep(every)
+			}
+			return first, second
+		}
+		for i, most := range curve {
+			first, second := day()
+			want := min(most, 288) // half of the 576 recipients of a day are its share
+			if first > most || first < want*9/10 || first+second != 576 {
+				t.Errorf("day %d: %d and %d, of at most %d", i, first, second, most)
+			}
+			t.Logf("day %d: %d of %d", i, first, most)
+		}
+		if first, _ := day(); first < 280 { // it is over
+			t.Errorf("afterwards: %d", first)
+		}
+	})
+}
+
+// The day's cap is spread: catching up goes little by little.
+func TestWarmupIsSpread(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) { warmCurve(c, 240) })
+		defer h.close()
+		burst := func() int {
+			n := 0
+			for {
+				_, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+				if err != nil {
+					if !errors.Is(err, smtplb.ErrThrottled) || !strings.Contains(err.Error(), "of 240 today, stage 1 of 1") {
+						t.Error(err)
+					}
+					return n
+				}
+				n++
+			}
+		}
+		time.Sleep(12 * time.Hour) // half of the day is behind
+		if n := burst(); n < 9 || n > 11 {
+			t.Errorf("%d at once, not a twenty-fourth", n)
+		}
+		p, err := h.pool.Explain(context.Background(), envelope("x@example.com"))
+		if err != nil || !strings.Contains(p.String(), "warm-up: 10 of 240 today") {
+			t.Errorf("%v: %v", p, err)
+		}
+		time.Sleep(time.Hour)
+		if n := burst(); n < 9 || n > 11 {
+			t.Errorf("%d an hour later", n)
+		}
+	})
+}
+
+// A refused recipient doesn't count, an unknown one does.
+func TestWarmupCounts(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) { warmCurve(c, 24*24) })
+		defer h.close()
+		used := func() int { return h.pool.Stats().Relays[0].Warmup.Used }
+		h.sends(envelope("x@example.com"), "accepted")
+		h.relays[0].On(smtptest.Rcpt).Times(1).Reply(550, "5.1.1 no such user")
+		h.sends(envelope("x@example.com"), "failed")
+		if used() != 1 {
+			t.Errorf("used: %d, not 1", used())
+		}
+		h.relays[0].On(smtptest.EndOfData).Times(1).Drop()
+		h.sends(envelope("x@example.com", "y@example.com"), "unknown unknown")
+		if used() != 3 {
+			t.Errorf("used: %d, not 3", used())
+		}
+	})
+}
+
+// A restart, with Shutdown, goes on where it was; without it at most a twenty-fourth of the cap is lost. The cap is kept over both, and by two pools with one Store.
+func TestWarmupRestarts(t *testing.T) {
+	t.Parallel()
+	for _, crash := range []bool{false, true} {
+		file := filepath.Join(t.TempDir(), "warm")
+		bubble(t, func(t *testing.T) {
+			got := 0
+			for i := range 12 {
+				h := newHouse(t, 1, func(c *smtplb.Config) {
+					warmCurve(c, 240)
+					c.Store = smtplb.NewFileStore(file)
+				})
+				n := 0
+				for {
+					if _, err := h.pool.Deliver(context.Background(), envelope("x@example.com")); err != nil {
+						if !errors.Is(err, smtplb.ErrThrottled) {
+							t.Fatal(err)
+						}
+						break
+					}
+					n++
+				}
+				got += n
+				if i == 0 && n == 0 {
+					t.Error("nothing")
+				}
+				if !crash {
+					if err := h.pool.Shutdown(context.Background()); err != nil {
+						t.Error(err)
+					}
+				}
+				h.close()
+				time.Sleep(110 * time.Minute)
+			}
+			if got > 240 || got < 100 {
+				t.Errorf("crash %v: %d of 240", crash, got)
+			}
+		})
+	}
+}
+
+// A Store that hangs or fails keeps nobody waiting but that relay's mail.
+func TestWarmupStoreFails(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			warmCurve(c, 240)
+			c.Store = badStore{}
+		})
+		defer h.close()
+		var wg sync.WaitGroup
+		begun := time.Now()
+		for range 20 {
+			wg.Go(func() {
+				r, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+				if err != nil || relaysTried(r) != "r1" {
+					t.Errorf("%v: %v", r, err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(begun); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+type badStore struct{}
+
+func (badStore) Load(ctx context.Context, key string) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+func (badStore) Swap(context.Context, string, []byte, []byte) (bool, error) { panic("never") }
+
+// Where a relay's warm-up keeps to its tier, what is more waits rather than to use the next.
+func TestWarmupOverflow(t *testing.T) {
+	t.Parallel()
+	for _, o := range []smtplb.WarmupOverflow{smtplb.OverflowGroup, smtplb.OverflowTier} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 2, func(c *smtplb.Config) {
+				warmCurve(c, 24)
+				c.Relays[0].Warmup.Overflow = o
+				c.Relays[1].Tier = 1
+			})
+			defer h.close()
+			h.sends(envelope("x@example.com"), "accepted")
+			r, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+			if o == smtplb.OverflowGroup && (err != nil || relaysTried(r) != "r1") || o == smtplb.OverflowTier && (!errors.Is(err, smtplb.ErrThrottled) || len(r.Attempts) > 0) {
+				t.Errorf("%v: %v: %v", o, r, err)
+			}
+			// More than the whole day's is never for it.
+			big := envelope()
+			for i := range 30 {
+				big.To = append(big.To, string(rune('a'+i%26))+string(rune('a'+i/26))+"@example.com")
+			}
+			r, err = h.pool.Deliver(context.Background(), big)
+			if o == smtplb.OverflowGroup && (err != nil || relaysTried(r) != "r1") || o == smtplb.OverflowTier && (!errors.Is(err, smtplb.ErrThrottled) || !strings.Contains(err.Error(), "more than a whole day's")) {
+				t.Errorf("%v: %v: %v", o, r, err)
+			}
+		})
+	}
+}
