@@ -28,14 +28,6 @@ func (p *place[C]) before(other *place[C]) bool {
 	return p.due < other.due || p.due == other.due && p.number < other.number
 }
 
-// first returns the waiter that is due first, nil if there is none.
-func (q queue[C]) first() *waiter[C] {
-	if len(q) == 0 {
-		return nil
-	}
-	return q[0].link.w
-}
-
 func (q *queue[C]) push(k *link[C]) {
 	*q = append(*q, place[C]{due: k.w.due, number: k.w.ticket.number, link: k})
 	q.up(len(*q) - 1)

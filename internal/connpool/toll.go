@@ -287,7 +287,7 @@ func (k *link[C]) lineUp() {
 func (k *link[C]) stepOut() (other bool) {
 	l, x := k.lane, k.line
 	first := k.at == 0
-	i := slices.Index(l.lines, x)
+	i := l.lineAt(&x.queue[0])
 	l.lines = slices.Delete(l.lines, i, i+1)
 	x.queue.remove(k)
 	k.line = nil
@@ -301,19 +301,24 @@ func (k *link[C]) stepOut() (other bool) {
 
 // arrange puts a line among those of its lane: who has the first that is due first comes first.
 func (l *lane[C]) arrange(x *line[C]) {
-	i, _ := slices.BinarySearchFunc(l.lines, &x.queue[0], func(y *line[C], at *place[C]) int {
+	l.lines = slices.Insert(l.lines, l.lineAt(&x.queue[0]), x)
+}
+
+// lineAt returns where the line is, or belongs, that has its first at a place.
+func (l *lane[C]) lineAt(at *place[C]) int {
+	i, _ := slices.BinarySearchFunc(l.lines, at, func(y *line[C], at *place[C]) int {
 		if y.queue[0].before(at) {
 			return -1
 		}
 		return 1
 	})
-	l.lines = slices.Insert(l.lines, i, x)
+	return i
 }
 
 // queues returns all the queues of a lane.
 func (l *lane[C]) queues() []*queue[C] {
 	all := []*queue[C]{&l.queue, &l.bulk}
-	for _, x := range l.lines {
+	for _, x := range slices.Backward(l.lines) { // in which order they are cheap to take out
 		all = append(all, &x.queue)
 	}
 	return all

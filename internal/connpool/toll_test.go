@@ -428,18 +428,22 @@ func TestFareOfManyIsNotStarved(t *testing.T) {
 	}
 }
 
-// Who is served in one lane lets go of what it claims in another, in the same moment.
+// Who is served in one lane lets go of what it claims in another, in the same moment; and so does who is served because of that.
 func TestFareOfManyLetsGo(t *testing.T) {
-	tolls(t, "", 2, 9, func(t *testing.T, w *tollWorld) {
-		w.gates.lanes = []*fakeGate{{every: time.Second, burst: 3}, {every: time.Hour, burst: 3}}
-		w.rate(time.Second, 1)
+	tolls(t, "", 3, 9, func(t *testing.T, w *tollWorld) {
+		w.gates.lanes = []*fakeGate{{every: time.Second, burst: 3}, {every: time.Hour, burst: 3}, {every: time.Hour, burst: 3}}
+		w.rate(time.Second, 3)
 		spends(w.tryFare(0, w.fare(3)))
 		spends(w.tryFare(1, w.fare(1)))
+		spends(w.tryFare(2, w.fare(2)))
 		much := w.pays(w.fare(3), 0, 0, 1)
-		other := w.pays(w.fare(1, 0), 0, 1)
+		other := w.pays(w.fare(2, 0), 0, 1, 2)
+		last := w.pays(w.fare(1, 0), 0, 2)
+		last.waits()
 		other.waits()
 		much.getsAt(3*time.Second, 0)
 		other.gets(1)
+		last.gets(2)
 	})
 }
 
@@ -461,6 +465,17 @@ func TestTryFareOvertakesNobody(t *testing.T) {
 		}
 		q.getsAt(time.Second, 0)
 		w.noTryFare(0, f, 0)
+	})
+	tolls(t, "in its line, by waiting", 1, 9, func(t *testing.T, w *tollWorld) {
+		w.rate(time.Second, 2)
+		spends(w.tryFare(0, w.fare(1, 0)))
+		much := w.fare(2, 0)
+		much.modest = true
+		q := w.pays(much, time.Second, 0)
+		later := w.pays(w.fare(1, 0), 2*time.Second, 0) // for which there is a token
+		later.waits()
+		spends(q.getsAt(time.Second, 0))
+		later.getsAt(time.Second, 0)
 	})
 	tolls(t, "in its line, without a claim", 1, 9, func(t *testing.T, w *tollWorld) {
 		w.rate(time.Second, 2)
@@ -535,7 +550,8 @@ func TestFareWhenTheTimerIsLate(t *testing.T) {
 		}
 	}
 	// A turn of another lane ends in that moment, whose waiter is due later.
-	for _, first := range []int{0, 1} {
+	for i := range 16 {
+		first := i % 2
 		tolls(t, "end", 2, 1, func(t *testing.T, w *tollWorld) {
 			w.rate(time.Second, 1)
 			f := w.fare(1, 0)
