@@ -59,6 +59,10 @@ func (m *model) add(now time.Time, n int) {
 
 // Whoever takes all that Wait lets him for ten days gets what the rate allows, and not a token more.
 func TestTenDays(t *testing.T) {
+	days := time.Duration(10)
+	if raceEnabled {
+		days = 2
+	}
 	for _, tt := range []struct {
 		rate     string
 		num, den int64
@@ -82,7 +86,7 @@ func TestTenDays(t *testing.T) {
 			b := throttle.NewBucket(mustParse(t, tt.rate), t0)
 			m := newModel(tt.num, tt.den, tt.per, tt.burst, t0)
 			now, taken := t0, 0
-			for now.Sub(t0) < 10*day {
+			for now.Sub(t0) < days*day {
 				n := 1 + rnd.IntN(tt.most)
 				if d := b.Wait(now, n); d > 0 {
 					before := b.Wait(now.Add(d-2), n) // 1e-9 of a token is allowed to be missing

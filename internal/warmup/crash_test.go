@@ -205,7 +205,11 @@ func TestCrashAnywhere(t *testing.T) {
 // Random days: several processes on one store that come and go, with clocks that are set back and forth, of which one is a little late; a store that fails in all ways; mail that comes in all sizes, part of which
 // is given back, in time or too late; days in back-off; a warm-up that is begun again.
 func TestRandomDays(t *testing.T) {
-	for seed := range uint64(400) {
+	seeds := uint64(400)
+	if raceEnabled {
+		seeds = 60
+	}
+	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		curve := []int{1 + rnd.IntN(300)}
 		for range rnd.IntN(12) {

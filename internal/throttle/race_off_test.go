@@ -1,0 +1,6 @@
+//go:build !race
+
+package throttle_test
+
+// raceEnabled: see the other one.
+const raceEnabled = false
