@@ -17,12 +17,12 @@ import (
 	"github.com/smtplb/smtplb"
 )
 
-// Run checks the limiters that make returns, one for each case. They may share a store: each case uses keys of its own. It takes
+// Run checks the limiters that newLimiter returns, one for each case. They may share a store: each case uses keys of its own. It takes
 // two seconds, of real time unless it runs in a bubble of testing/synctest.
-func Run(t *testing.T, make func(t *testing.T) smtplb.Limiter) {
+func Run(t *testing.T, newLimiter func(t *testing.T) smtplb.Limiter) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			c.run(&check{T: t, limiter: make(t), name: fmt.Sprintf("%s %d", c.name, serial.Add(1))})
+			c.run(&check{T: t, limiter: newLimiter(t), name: fmt.Sprintf("%s %d", c.name, serial.Add(1))})
 		})
 	}
 }
