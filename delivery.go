@@ -22,6 +22,8 @@ type delivery struct {
 	route   *route // of its recipients, in fleet
 	group   *group // the route's
 	torn    bool   // its recipients have no route in common any more
+	lot     lot    // of its recipients
+	mixed   bool   // not of all of them, as RequireAll keeps them together
 	moved   bool   // it was another fleet when an attempt was made
 	hasty   bool   // it has waited for DNS, see resolve
 	env     *Envelope

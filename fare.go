@@ -48,20 +48,26 @@ func (d *delivery) price() *fare {
 	if f.perSender != nil {
 		x.sender = d.sender()
 	}
-	for i := range d.rcpts {
-		if y := &d.rcpts[i]; y.outcome == 0 {
+	x.add(d.lot.provider, d.pending)
+	x.add(d.lot.route, d.pending)
+	if d.mixed {
+		x.tolls = x.tolls[:0]
+	}
+	if byMailbox := strained || len(f.warming) > 0; byMailbox || d.mixed {
+		for i := range d.rcpts {
+			y := &d.rcpts[i]
+			if y.outcome != 0 {
+				continue
+			}
 			p := f.providerOf(y.addr)
-			x.add(p.limited(), 1)
-			if (strained || len(f.warming) > 0) && p != nil {
+			if byMailbox && p != nil {
 				x.mailbox(p)
 			}
-			if f.table != nil {
+			if d.mixed {
+				x.add(p.limited(), 1)
 				x.add(d.routeOf(y).meter, 1)
 			}
 		}
-	}
-	if f.table == nil {
-		x.add(f.standard.meter, d.pending)
 	}
 	x.add(f.perStream[d.env.Stream], d.pending)
 	x.add(f.whole, d.pending)

@@ -197,4 +197,6 @@ func (d *delivery) commitLeases() {
 }
 
 // errLimiter hides what a Limiter's error matches: it must not look like what a relay said.
-func errLimiter(err error) error { return fmt.Errorf("%w: the Limiter failed: %s", ErrThrottled, err.Error()) }
+func errLimiter(err error) error {
+	return fmt.Errorf("%w: the Limiter failed: %s", ErrThrottled, err.Error())
+}

@@ -238,11 +238,11 @@ func (d *delivery) spare() {
 // all of them lead to may be used.
 func (d *delivery) follow() bool {
 	d.route, d.group = d.fleet.standard, d.fleet.standard.group
+	d.lot, d.mixed = lot{group: d.group}, false
 	if d.fleet.table == nil && !d.fleet.splits && !d.sticks {
 		return true
 	}
 	var first *route
-	var with lot
 	wait := ""
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
@@ -260,11 +260,14 @@ func (d *delivery) follow() bool {
 		case by != "" && by != wait && !d.env.RequireAll:
 			return false
 		case first == nil:
-			first, with = r, d.lotOf(x, r)
-		case !d.env.RequireAll && d.lotOf(x, r) != with:
+			first, d.lot = r, d.lotOf(x, r)
+		case d.lotOf(x, r) == d.lot:
+		case !d.env.RequireAll:
 			return false
 		case first.group == r.group:
+			d.mixed = true
 		default:
+			d.mixed = true
 			for _, y := range first.group.relays {
 				if !r.group.members.Has(y.index) {
 					d.outside.add(y.index)
@@ -342,7 +345,6 @@ func (d *delivery) checkTogether() error {
 // part is those of a message's recipients that leave by one route.
 type part struct {
 	*delivery
-	lot      lot
 	of       []int  // for each of its recipients the number in the whole
 	wait     string // the relay at which some of them wait for the end of their greylisting
 	ended    bool
@@ -362,7 +364,8 @@ func (d *delivery) parts() []*part {
 		n := slices.IndexFunc(parts, func(y *part) bool { return y.lot == with && (by == "" || y.wait == "" || y.wait == by) })
 		if n < 0 {
 			n = len(parts)
-			parts = append(parts, &part{delivery: d.branch(r), lot: with})
+			parts = append(parts, &part{delivery: d.branch(r)})
+			parts[n].lot = with
 		}
 		if by != "" {
 			parts[n].wait, parts[n].prefer = by, by

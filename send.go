@@ -108,7 +108,7 @@ func (p *Pool) prepare(ctx context.Context, e *Envelope) (*delivery, error) {
 func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	defer d.free()
 	if d.cause == nil {
-		if d.cause = d.sign(ctx); errors.As(d.cause, new(*EnvelopeError)) {
+		if d.cause = d.sign(ctx); d.cause != nil && errors.As(d.cause, new(*EnvelopeError)) {
 			return nil, d.cause
 		}
 	}
@@ -190,12 +190,12 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		if err := d.reserve(ctx); err != nil {
 			return permit, false, err
 		}
-		if wait := d.tooDear(); wait > 0 {
-			return permit, false, d.overLimit(wait)
-		}
 		var tier *tier
 		taken := d.quick()
 		if !taken {
+			if wait := d.tooDear(); wait > 0 {
+				return permit, false, d.overLimit(wait)
+			}
 			if tier = d.choose(); tier == nil {
 				return permit, false, d.nobody()
 			}
@@ -271,7 +271,7 @@ func (d *delivery) quick() bool {
 	d.asked = true
 	t := d.group.tiers[0]
 	r := t.pick(d.info(nil, 1))
-	if r == nil || !d.may(r) || d.shuns(r) || t.rests(r) || !d.tryLane(r) {
+	if r == nil || !d.well(r) || d.shuns(r) || t.rests(r) || !d.tryLane(r) {
 		return false
 	}
 	d.count(false)
@@ -294,9 +294,8 @@ func (d *delivery) take(t *tier) bool {
 // tryLane takes a free connection slot of r, if there is one, for d.turn.
 func (d *delivery) tryLane(r *relay) bool {
 	if d.fare != nil {
-		turn, ok := d.pool.conns.TryFare(r.lane, d.place.Bulk, d.fare, d.place.Lag)
+		ok := d.pool.conns.TryFareInto(&d.turn, r.lane, d.place.Bulk, d.fare, d.place.Lag)
 		if ok {
-			d.turn = *turn
 			r.slowness.used()
 		}
 		return ok
@@ -458,7 +457,12 @@ func (d *delivery) hope(last *tier) {
 
 // may reports whether r could take d now.
 func (d *delivery) may(r *relay) bool {
-	return d.could(r) && r.ready() && !(d.frugal && d.dear(r)) && !d.closed(r)
+	return d.well(r) && !d.closed(r)
+}
+
+// well is may, but for the relay's limits.
+func (d *delivery) well(r *relay) bool {
+	return d.could(r) && r.ready() && !(d.frugal && d.dear(r))
 }
 
 // could reports whether r could take d if it were well.

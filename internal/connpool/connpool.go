@@ -243,6 +243,7 @@ type Pool[C any] struct {
 	alarm    time.Duration                   // when the timer fires, at the latest; never: it isn't set
 	eased    bool                            // some may be able to pay, of lanes that opens says so of,
 	easedAll bool                            // or of any lane
+	reading  time.Duration                   // of the clock, in this critical section; 0: there was none yet
 	wake     struct{ head, tail *waiter[C] } // to be woken when the lock is released
 	shut     *conn[C]                        // to be closed when the lock is released
 }
@@ -350,6 +351,14 @@ func (p *Pool[C]) Close() {
 	p.reapers.Wait()
 }
 
+// instant is now, read once in a critical section. It needs the lock.
+func (p *Pool[C]) instant() time.Duration {
+	if p.reading == 0 {
+		p.reading = p.now()
+	}
+	return p.reading
+}
+
 // now returns the pool time: what the monotonic clock says since New.
 func (p *Pool[C]) now() time.Duration { return time.Since(p.start) }
 
@@ -368,6 +377,7 @@ func (p *Pool[C]) unlock(l *lane[C]) {
 	if p.eased || p.easedAll {
 		p.ease()
 	}
+	p.reading = 0
 	w, c := p.wake.head, p.shut
 	p.wake.head, p.wake.tail, p.shut = nil, nil, nil
 	p.mu.Unlock()
@@ -472,7 +482,7 @@ func (p *Pool[C]) grant(l *lane[C], f Fare) turn[C] {
 	l.held++
 	if f != nil {
 		t.fresh = t.conn == nil
-		f.Pay(l.number, p.clock(p.now()), t.fresh)
+		f.Pay(l.number, p.clock(p.instant()), t.fresh)
 	}
 	if l.state == Once {
 		t.once, t.epoch = true, l.epoch

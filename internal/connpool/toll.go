@@ -79,6 +79,15 @@ func (p *Pool[C]) TryFare(lane int, bulk bool, f Fare, lag time.Duration) (t *Tu
 	return
 }
 
+// TryFareInto is TryFare into a turn that the caller has, so that none is allocated.
+func (p *Pool[C]) TryFareInto(t *Turn[C], lane int, bulk bool, f Fare, lag time.Duration) (ok bool) {
+	g, ok := p.tryFare(lane, bulk, f, lag)
+	if ok {
+		*t = Turn[C]{g}
+	}
+	return ok
+}
+
 func (p *Pool[C]) tryFare(lane int, bulk bool, f Fare, lag time.Duration) (t turn[C], ok bool) {
 	if f == nil {
 		return p.try(lane, bulk)
@@ -135,14 +144,14 @@ func (t *turn[C]) payOff() {
 
 // ended says to a fare that what it was paid for has ended.
 func (p *Pool[C]) ended(f Fare, l *lane[C], spent, unused bool) {
-	if f.End(l.number, p.clock(p.now()), spent, unused) {
+	if f.End(l.number, p.clock(p.instant()), spent, unused) {
 		p.easedAll = true
 	}
 }
 
 // catchUp serves those who can pay by now, where the timer is late: who comes in this moment doesn't overtake them.
 func (p *Pool[C]) catchUp() {
-	if p.alarm <= p.now() {
+	if p.alarm <= p.instant() {
 		p.eased = true
 		p.ease()
 	}
@@ -152,7 +161,7 @@ func (p *Pool[C]) catchUp() {
 // otherwise: before that lane's free slots are handed out to its own, as what has come back may be
 // for somebody of another lane who is due before them.
 func (p *Pool[C]) change(l *lane[C]) {
-	if p.eased || p.easedAll || l != nil && p.alarm <= p.now() {
+	if p.eased || p.easedAll || l != nil && p.alarm <= p.instant() {
 		if l != nil {
 			l.opens = 0
 		}
@@ -164,7 +173,7 @@ func (p *Pool[C]) change(l *lane[C]) {
 // passes reports whether somebody who isn't in the queue can pay for a turn of the
 // lane, and is behind nobody in the line that would be its own.
 func (p *Pool[C]) passes(l *lane[C], f Fare, bulk bool, ticket Ticket, lag time.Duration) bool {
-	now := p.now()
+	now := p.instant()
 	if ticket.number == 0 { // it would come now
 		ticket = Ticket{p.tickets + 1, now}
 	}
@@ -183,7 +192,7 @@ func (p *Pool[C]) passes(l *lane[C], f Fare, bulk bool, ticket Ticket, lag time.
 // firstPaying returns the first in a lane's lines who can pay, if it is before top, and
 // else top. It notes when the next of those that are passed over may be able to.
 func (p *Pool[C]) firstPaying(l *lane[C], bulk, fresh bool, top *place[C]) *place[C] {
-	now := p.now()
+	now := p.instant()
 	l.opens = never
 	for _, x := range l.lines {
 		first := &x.queue[0]
@@ -225,7 +234,7 @@ func (p *Pool[C]) ease() {
 }
 
 func (p *Pool[C]) easeOnce(all bool) {
-	now := p.now()
+	now := p.instant()
 	type candidate struct {
 		l *lane[C]
 		w *waiter[C]
