@@ -158,7 +158,7 @@ func TestBackoffAgreesWithVerdict(t *testing.T) {
 	texts := []string{
 		"", "no", "Too many concurrent SMTP connections", "Throttling failure: Maximum sending rate exceeded", "Daily message quota exceeded", "rate limit", "rate limited", "too many messages", "too many messages in this session",
 		"connection expired", "Concurrent connections limit exceeded", "sender thread limit exceeded", "STOREDRV.Submission.Exception:SubmissionQuotaExceededException", "SendAsDenied; not allowed to send as", "Sender throttled", "smtp relay limit exceeded",
-		"unusual rate of mail", "receiving mail too quickly", "at a rate that prevents", "[TSS04] unexpected volume", "[TS03] permanently deferred", "RP-001 no", "excessive volume", "suspicious volume", "Greylisted", "mailbox full", "too many recipients", "server busy",
+		"unusual rate of mail", "receiving mail too quickly", "at a rate that prevents", "[TSS04] unexpected volume", "[TS03] permanently deferred", "RP-001 no", "excessive volume", "suspicious volume", "Greylisted", "mailbox full", "too many recipients", "Error: too many recipients from 192.0.2.1", "Error: too many AUTH commands from 192.0.2.1", "Error: too many new TLS sessions from 192.0.2.1", "server busy",
 		"all ports are busy", "connection rate limit exceeded", "submission rate", "relaying denied", "email address is not verified", "too many", "quota exceeded", "sending quota", "daily limit of received mail", "credits exceeded", "slow down", "too many login attempts",
 		"connections limit", "message rate", "too much mail", "5.5.3 too many recipients", "5.5.3 no", "throttled-by@example.com", "unknown user daily@limit.example", "per day limit", "messages per second", "recipient limit", "too frequent", "try again in 5 minutes",
 	}

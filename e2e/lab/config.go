@@ -57,6 +57,7 @@ func (r *Relay) configure(ca *authority) error {
 	values := map[string]any{
 		"Name": r.Name, "Addr": r.Addr, "Dir": r.dir,
 		"Version": r.tools.version, "UID": r.tools.uid, "GID": r.tools.gid,
+		"Settings": r.settings,
 	}
 	files := map[string][]byte{r.path("etc/chain.pem"): chain}
 	for name, text := range map[string]string{"etc/main.cf": mainCF, "etc/master.cf": masterCF, "etc/sasl/smtpd.conf": saslConf} {

@@ -49,6 +49,13 @@ type Lab struct {
 // and stored mail are kept, and the test's log says where.
 func New(tb testing.TB, n int) *Lab {
 	tb.Helper()
+	return NewWith(tb, make([]string, n)...)
+}
+
+// NewWith is New with a relay for each of settings, which are lines for its main.cf
+// beyond those of all relays.
+func NewWith(tb testing.TB, settings ...string) *Lab {
+	tb.Helper()
 	tools, err := findTools()
 	if err != nil {
 		tb.Fatalf("%v: run `make e2e` in the root of the repository as root on Debian or a relative, "+
@@ -76,9 +83,9 @@ func New(tb testing.TB, n int) *Lab {
 		tb.Fatal(err)
 	}
 	lab := &Lab{Roots: ca.pool()}
-	for i := range n {
+	for i, more := range settings {
 		name := fmt.Sprintf("pf%d", i+1)
-		r := &Relay{Name: name, Addr: freeAddr(tb), dir: filepath.Join(dir, name), tools: tools}
+		r := &Relay{Name: name, Addr: freeAddr(tb), dir: filepath.Join(dir, name), tools: tools, settings: more}
 		if err := r.configure(ca); err != nil {
 			tb.Fatalf("%s: %v", name, err)
 		}

@@ -23,6 +23,7 @@ type Relay struct {
 
 	dir       string
 	tools     *tools
+	settings  string // lines of main.cf
 	suspended bool
 }
 

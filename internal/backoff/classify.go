@@ -63,6 +63,9 @@ func builtIn(stage reply.Stage, r *reply.Reply, t folded) (Kind, Scope, bool) {
 		if kind, scope, backOff := t.amount(); kind != None {
 			return kind, scope, backOff
 		}
+		if t.has(recipientRatePhrases) {
+			return Throttle, Account, false
+		}
 	}
 	if is(e, 3, 2) || is(e, 4, 5) { // RFC 3463 §3.4, §3.5: not accepting messages now; congestion
 		return Throttle, Account, false

@@ -103,8 +103,17 @@ func TestSamples(t *testing.T) {
 		{rcpt, "450 4.7.1 Client host rejected: cannot find your hostname", none, account, 0, false},
 		{mail, "451 4.7.1 Greylisted, please try again in 300 seconds", none, account, 310 * time.Second, false},
 		// Others
-		{mail, "421 4.7.0 mx.example.com Error: too many connections from 192.0.2.1", connections, account, 0, false},
+		// Postfix's anvil: the number of connections, and their rate, which has the same words; messages, recipients, logins, TLS handshakes (by STARTTLS, and on a port that is TLS from the first byte) in a time
+		{banner, "421 4.7.0 mx.example.com Error: too many connections from 192.0.2.1", connections, account, 0, false},
 		{mail, "450 4.7.1 Error: too much mail from 192.0.2.1", throttle, account, 0, false},
+		{rcpt, "450 4.7.1 Error: too many recipients from 192.0.2.1", throttle, account, 0, false},
+		{auth, "450 4.7.1 Error: too many AUTH commands from 192.0.2.1", throttle, account, 0, false},
+		{reply.StageStartTLS, "454 4.7.0 Error: too many new TLS sessions from 192.0.2.1", throttle, account, 0, false},
+		{banner, "421 4.7.0 mx.example.com Error: too many new TLS sessions from 192.0.2.1", throttle, account, 0, false},
+		{rcpt, "452 4.5.3 Error: too many recipients", none, account, 0, false}, // in this transaction
+		{rcpt, "452 4.5.3 Error: too many recipients from 192.0.2.1", none, account, 0, false},
+		{rcpt, "550 5.7.1 Error: too many recipients from 192.0.2.1", none, account, 0, false},
+		{mail, "421 4.7.0 mx.example.com Error: too many connections from 192.0.2.1", connections, account, 0, false},
 		{banner, "421 4.7.0 Connection rate limit exceeded", throttle, account, 0, false},
 		{mail, "421 4.7.0 Too many messages in this connection", none, account, 0, false},
 		{mail, "451 4.4.5 congestion", throttle, account, 0, false},

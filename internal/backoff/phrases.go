@@ -33,7 +33,7 @@ var (
 		"connections limit", "connection limit", "concurrent connections", "concurrency limit", "thread limit", "limit on concurrent", "ports are busy",
 	}
 	ratePhrases = []string{
-		"too many message", "too many mails", "too many email", "too many e-mail", "too many request", "too many login", "too many transactions",
+		"too many message", "too many mails", "too many email", "too many e-mail", "too many request", "too many login", "too many auth commands", "too many new tls sessions", "too many transactions",
 		"too much mail", "too fast", "too quickly", "too frequent", "slow down",
 		"throttling", "throttled", "rate limit", "rate-limit", "ratelimit", "rate exceeded", "smtp relay limit",
 		"messages per second", "messages per minute", "emails per second", "emails per minute", "recipients per minute",
@@ -45,6 +45,8 @@ var (
 		"too many recipient", "too many rcpt", "too many envelope recipient", "recipient limit", "recipients limit", "maximum number of recipients",
 		"maximum recipients", "max recipients", "number of recipients exceed",
 	}
+
+	recipientRatePhrases = []string{"too many recipients from"} // with 4xx, from this client in a time: Postfix
 
 	// We may not relay here, or the sender is not ours.
 	clientPhrases = []string{

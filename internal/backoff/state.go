@@ -42,6 +42,7 @@ type State struct {
 	ceiling   int     // that a refused connection left; 0: none
 	ceilingTo time.Time
 	halvedAt  time.Time // of W
+	cutAt     time.Time // the last refused connection that had an effect: what began before says nothing new
 
 	rates // rate.go
 
@@ -224,10 +225,16 @@ func (s *State) tooManyConnections(now time.Time, g *Signal) bool {
 	if g.InUse <= 0 {
 		most = int(s.window) - 1
 	}
+	most = max(most, 1)
 	acted := s.halveWindow(now)
 	if acted || g.InUse > 0 && most < s.ceiling {
-		s.ceiling, s.ceilingTo = max(most, 1), now.Add(ceilingFor)
+		s.ceiling, s.ceilingTo = most, now.Add(ceilingFor)
 		s.window = s.limit(s.window, now)
+		acted = true
+	}
+	if !acted && s.begun(now, g.Began).After(s.cutAt) {
+		// Fewer at a time haven't helped: they are opened too often, which Postfix refuses in the same words, or others use up what the relay allows.
+		s.hold(now, g.Reply)
 		acted = true
 	}
 	if g.For > 0 {
@@ -235,6 +242,7 @@ func (s *State) tooManyConnections(now time.Time, g *Signal) bool {
 		acted = true
 	}
 	if acted {
+		s.cutAt = now
 		s.note(now, "fewer connections", g)
 	}
 	return acted
@@ -259,7 +267,10 @@ func (s *State) suspend(now time.Time, d time.Duration, why string) {
 // hold sends nothing for a moment after a throttle, so that the relay's own bucket isn't brimful when the next message comes: a second, or what one message takes at the rate that is left, and twice as long with each
 // message that was answered like this, up to a minute.
 func (s *State) hold(now time.Time, why string) {
-	d := max(time.Second, time.Duration(float64(time.Second)/s.rateNow(now)))
+	d := time.Second
+	if rate := s.rateNow(now); rate > 0 {
+		d = max(d, time.Duration(float64(time.Second)/rate))
+	}
 	s.suspend(now, min(d<<min(s.held, 6), time.Minute), why)
 	s.held++
 }

@@ -137,6 +137,31 @@ func TestConnectionCount(t *testing.T) {
 	c.wants("without a number it is one less", c.Window(c.now), 9)
 }
 
+// TestConnectionsTooOften has a relay refuse connections however few there are: nothing is sent for a while then, longer each time until a message is taken.
+func TestConnectionsTooOften(t *testing.T) {
+	c := newClock(t, backoff.Config{MaxConns: 10}) // no rate
+	refused := func(began time.Time) bool {
+		return c.Signal(c.now, backoff.Signal{Kind: backoff.Connections, InUse: 1, Began: began})
+	}
+	c.wants("the first", refused(c.now), true)
+	c.suspendedFor(0)
+	began := c.now
+	c.wants("one is the least", c.Window(c.now), 1)
+	c.after(time.Millisecond)
+	for _, d := range []time.Duration{1, 2, 4, 8} {
+		c.wants("one all the same", refused(c.now), true)
+		c.suspendedFor(d * time.Second)
+		c.wants("what was begun before says nothing", refused(began), false)
+		c.suspendedFor(d * time.Second)
+		began = c.now
+		c.after(d * time.Second)
+	}
+	c.wants("rate", c.Rate(c.now), 0.0)
+	c.Success(c.now, 1)
+	c.wants("one again", refused(c.now), true)
+	c.suspendedFor(time.Second)
+}
+
 func TestThrottleHalvesTheRate(t *testing.T) {
 	c := newClock(t, backoff.Config{MaxConns: 10, Rate: 10})
 	c.wants("at first", c.Rate(c.now), 10.0)

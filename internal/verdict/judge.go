@@ -138,7 +138,7 @@ func judgeTemporary(f Fact) Verdict {
 		v.Blame, v.Discard = CoolDown, true
 	case quotaCode(f.Stage, r), sendingQuota(r, &t):
 		v.Blame = CoolDown
-	case rateCode(r), sendingRate(r, &t):
+	case rateCode(r), sendingRate(r, &t), recipientRate(r, &t):
 		v.Blame = Throttle
 	case systemCode(r.Enhanced):
 		v.Blame = Fault
@@ -180,6 +180,11 @@ func sendingQuota(r reply.Reply, t *folded) bool {
 }
 
 func sendingRate(r reply.Reply, t *folded) bool { return t.rate() && !recipientCode(r.Enhanced) }
+
+// recipientRate: Postfix's 450 4.7.1 for too many recipients in a time. Those of one transaction are told of with 452, and were looked at before; what is permanent is never about a time.
+func recipientRate(r reply.Reply, t *folded) bool {
+	return t.tooManyRecipientsFrom() && !recipientCode(r.Enhanced)
+}
 
 // recipientCode: RFC 3463 §3.2 and §3.3 speak of the recipient's address and mailbox. A full mailbox is no quota of the relay's.
 // X.2.1 is left out: Google's relay answers 4.2.1 when the account sends too much.

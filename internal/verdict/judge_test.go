@@ -376,6 +376,12 @@ func TestJudgeSamples(t *testing.T) {
 		// throttling elsewhere
 		{"Postfix anvil", "banner", "421 4.7.0 mx.example.net Error: too many connections from 192.0.2.1", "FtX"},
 		{"Postfix anvil", "mail", "450 4.7.1 Error: too much mail from 192.0.2.1", "Ft"},
+		{"Postfix anvil", "rcpt", "450 4.7.1 Error: too many recipients from 192.0.2.1", "Ft"},
+		{"Postfix anvil", "auth", "450 4.7.1 Error: too many AUTH commands from 192.0.2.1", "FtX"},
+		{"Postfix anvil", "starttls", "454 4.7.0 Error: too many new TLS sessions from 192.0.2.1", "FtX"},
+		{"Postfix anvil", "banner", "421 4.7.0 mx.example.net Error: too many new TLS sessions from 192.0.2.1", "FtX"},
+		{"not Postfix's, in a transaction", "rcpt", "452 4.5.3 too many recipients from 192.0.2.1", "G="},
+		{"of the address, says the code", "rcpt", "450 4.1.1 too many recipients from 192.0.2.1", "F="},
 		{"postscreen", "banner", "421 4.3.2 All server ports are busy", "FtX"},
 		{"Postfix", "banner", "421 4.3.2 No system resources", "FtX"},
 		{"Exim", "banner", "421 Too many concurrent SMTP connections; please try again later.", "FtX"},

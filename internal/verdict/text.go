@@ -166,7 +166,7 @@ func (t *folded) rate() bool { return t.has(ratePhrases) || t.hasWord(rateWords)
 var (
 	ratePhrases = list(
 		"too many connection", "too many concurrent", "too many simultaneous", "too many smtp", "too many session", "too many open", "too many parallel",
-		"too many message", "too many mails", "too many email", "too many e-mail", "too many request", "too many login", "too many transactions",
+		"too many message", "too many mails", "too many email", "too many e-mail", "too many request", "too many login", "too many auth commands", "too many new tls sessions", "too many transactions",
 		"too much mail", "too fast", "too quickly", "too frequent", "slow down",
 		"throttling", "throttled", "rate limit", "rate-limit", "ratelimit", "rate exceeded", "unusual rate", "at a rate that",
 		"connections limit", "connection limit", "concurrent connections", "concurrency limit", "thread limit", "smtp relay limit", "limit on concurrent",
@@ -185,10 +185,14 @@ var (
 func (t *folded) tooManyRecipients() bool { return t.has(recipientPhrases) }
 func (t *folded) tooMany() bool           { return t.has(tooManyPhrases) }
 
+// tooManyRecipientsFrom: from this client, in a time; not in this message.
+func (t *folded) tooManyRecipientsFrom() bool { return t.has(recipientRatePhrases) }
+
 var (
 	tooManyPhrases   = list("too many")
 	recipientPhrases = list("too many recipient", "too many rcpt", "too many envelope recipient", "recipient limit", "recipients limit", "maximum number of recipients",
 		"maximum recipients", "max recipients", "number of recipients exceed")
+	recipientRatePhrases = list("too many recipients from")
 )
 
 // refusesSender: this relay won't have mail from this sender or this client, whoever the recipient is.

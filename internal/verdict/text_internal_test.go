@@ -9,7 +9,7 @@ import (
 func TestPhrases(t *testing.T) {
 	for _, p := range []phrases{
 		greyPhrases, greyWords, agePhrases, perConnection, messageWords, submissionPhrases, quotaPhrases, periodWords, amountWords, receiverPhrases, ratePhrases, rateWords,
-		tooManyPhrases, recipientPhrases, clientPhrases, senderPhrases, sendAsPhrases,
+		tooManyPhrases, recipientPhrases, recipientRatePhrases, clientPhrases, senderPhrases, sendAsPhrases,
 	} {
 		for _, x := range p {
 			if f := fold(string(x)); string(f.b[:f.n]) != string(x) || len(x) < 3 {
