@@ -50,7 +50,7 @@ func (d *delivery) price() *fare {
 	}
 	for i := range d.rcpts {
 		if y := &d.rcpts[i]; y.outcome == 0 {
-			p := f.providerOf(y.addr)
+			p := f.providerOf(y)
 			x.add(p.limited(), 1)
 			if (strained || len(f.warming) > 0) && p != nil {
 				x.mailbox(p)
