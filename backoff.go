@@ -291,7 +291,7 @@ func (r *standing) windowed(most int) int {
 // providersOf returns the known providers of recipients, each once.
 func (d *delivery) providersOf(who []int) (list []*provider) {
 	for _, i := range who {
-		p := d.fleet.providerOf(d.rcpts[i].addr)
+		p := d.fleet.providerOf(&d.rcpts[i])
 		if p == nil {
 			continue
 		}

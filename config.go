@@ -49,6 +49,13 @@ type Config struct {
 	PerSender Limits
 	// Providers are operators of mailboxes, whose domains share limits. Those that Providers returns are known without being named; an entry with the Name of one of these takes its place.
 	Providers []Provider
+	// MXResolver is asked who takes the mail of domains that no Provider names, so that those of a provider's customers count as its own (Provider.MXSuffixes). *net.Resolver is one: net.DefaultResolver. nil: nobody is
+	// asked.
+	//
+	// The first message to a domain waits for the answer, but no longer than a second for all of its recipients together, nor than a tenth of its context's time; then it goes out without a provider, as it does where DNS fails,
+	// and while DNS is slow nobody waits. No message waits for a lookup that a domain had before. An answer is asked for again after an hour, one that names no host after 10 minutes, and a lookup that failed after one, with the next message to
+	// the domain; until then, and where DNS fails, the last answer holds. The pool remembers 65,536 domains and asks for 16 at a time. Whose limits count is decided once for each send.
+	MXResolver MXResolver
 	// Limiter keeps the rates of all Limits, for several pools or processes together. nil: token buckets of this pool.
 	Limiter Limiter
 	// Store keeps what must outlive the process: how far the Relay.Warmup of each relay is. nil: the pool's memory.
@@ -334,6 +341,7 @@ func (c *Config) validate() (*checked, error) {
 	c.Limits.validate("Limits", scopePool, &f)
 	c.PerSender.validate("PerSender", scopeSender, &f)
 	providers, domains := c.validateProviders(&f)
+	suffixes := suffixesOf(providers)
 	c.Retry.validate(&f)
 	c.Health.validate(&f)
 	names := make(map[string]int, len(c.Relays))
@@ -366,7 +374,7 @@ func (c *Config) validate() (*checked, error) {
 		x := &own.Routes[i]
 		x.Relays, x.Tags = slices.Clone(x.Relays), slices.Clone(x.Tags)
 	}
-	valid := &checked{Config: &own, sessions: sessions, table: table, providers: providers, domains: domains, rules: make(map[*Relay]*backoff.Rules, len(rules))}
+	valid := &checked{Config: &own, sessions: sessions, table: table, providers: providers, domains: domains, suffixes: suffixes, rules: make(map[*Relay]*backoff.Rules, len(rules))}
 	for i := range own.Relays {
 		valid.rules[&own.Relays[i]] = rules[i]
 	}

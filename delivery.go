@@ -82,13 +82,14 @@ type delivery struct {
 
 // recipient is one distinct recipient. While its outcome is the zero one it is pending; relay, stage, reply and err are then of the last relay that was tried for it.
 type recipient struct {
-	addr    string
-	key     string // what makes it distinct
-	outcome Outcome
-	relay   string
-	stage   Stage
-	reply   reply.Reply
-	err     error
+	addr     string
+	key      string // what makes it distinct
+	operator string // the provider that its domain's MX records tell of, see identify
+	outcome  Outcome
+	relay    string
+	stage    Stage
+	reply    reply.Reply
+	err      error
 
 	attempt    int // the last attempt that offered it
 	hops       int // relays that answered its RCPT with a 4xx

@@ -34,6 +34,7 @@ type Plan struct {
 	RetryAfter time.Duration  // what Deliver's error would say then
 	Recipients int            // that the plan is for
 	Others     []Plan         // of the recipients who leave by other routes
+	Provider   string         // whose all of the plan's recipients are, see Config.Providers; "" where they have none in common, or one is not known. MX records are not asked for, but remembered
 }
 
 // PlanRelay is a relay that a message may be handed to now.
@@ -85,6 +86,9 @@ func (p *Pool) Explain(ctx context.Context, e *Envelope) (Plan, error) {
 	if err := d.checkTogether(); err != nil {
 		return Plan{}, err
 	}
+	if d.fleet.operators != nil {
+		d.recallProviders()
+	}
 	plans := d.plans(time.Now())
 	if len(plans) > 1 {
 		plans[0].Others = plans[1:]
@@ -123,7 +127,7 @@ func (d *delivery) plans(now time.Time) (list []Plan) {
 
 // plan tells how d would be sent. Its body was not read.
 func (d *delivery) plan(now time.Time) Plan {
-	plan := Plan{Time: now, Route: d.route.name, Recipients: d.pending}
+	plan := Plan{Time: now, Route: d.route.name, Recipients: d.pending, Provider: d.provider()}
 	d.place.Bulk = d.fleet.streams[d.env.Stream].Bulk
 	d.fare = d.price()
 	if wait := d.tooDear(); wait > 0 {
@@ -413,7 +417,11 @@ func (p Plan) String() string {
 // write writes the plan's lines, and those of the others. routed: the first tells of the route.
 func (p *Plan) write(b *strings.Builder, routed bool) {
 	if routed {
-		fmt.Fprintf(b, "route %s, %d recipients: ", cmp.Or(p.Route, "of all that no Route is for"), p.Recipients)
+		fmt.Fprintf(b, "route %s, %d recipients", cmp.Or(p.Route, "of all that no Route is for"), p.Recipients)
+		if p.Provider != "" {
+			b.WriteString(" of " + p.Provider)
+		}
+		b.WriteString(": ")
 	}
 	switch {
 	case p.Decided != 0:

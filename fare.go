@@ -59,7 +59,7 @@ func (d *delivery) price() *fare {
 			if y.outcome != 0 {
 				continue
 			}
-			p := f.providerOf(y.addr)
+			p := f.providerOf(y)
 			if byMailbox && p != nil {
 				x.mailbox(p)
 			}

@@ -150,7 +150,7 @@ func (d *delivery) charges() (list []Charge) {
 	providers, routes := make(map[*provider]int), make(map[int]int)
 	for i := range d.rcpts {
 		if x := &d.rcpts[i]; x.outcome == 0 {
-			if p := f.providerOf(x.addr); p != nil {
+			if p := f.providerOf(x); p != nil {
 				providers[p]++
 			}
 			if n := d.routeNumber(x); n >= 0 {

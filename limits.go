@@ -334,11 +334,12 @@ type metering struct {
 	whole       *meter
 	perStream   map[string]*meter
 	perSender   *senders
-	providers   []*provider   // of checked.providers
-	splits      bool          // a provider has limits
-	warming     []*relay      // those that warm up
-	amounts     []amount      // of everything but relays and senders
-	maxThrottle time.Duration // Config.MaxThrottleWait with its default; negative: no bound
+	providers   []*provider          // of checked.providers
+	operators   map[string]*provider // by name; nil without an MXResolver
+	splits      bool                 // a provider has limits
+	warming     []*relay             // those that warm up
+	amounts     []amount             // of everything but relays and senders
+	maxThrottle time.Duration        // Config.MaxThrottleWait with its default; negative: no bound
 }
 
 // amount is what a meter is set to when its fleet is the pool's.
@@ -382,11 +383,17 @@ func (f *fleet) measure(old *fleet, now time.Time) {
 		r.meter = meterOf(scopeRoute, r.name, c.Routes[i].Limits)
 	}
 	f.providers = make([]*provider, 0, len(c.providers))
+	if c.MXResolver != nil {
+		f.operators = make(map[string]*provider, len(c.providers))
+	}
 	for i := range c.providers {
 		p := &provider{Provider: &c.providers[i]}
 		p.meter = meterOf(scopeProvider, p.Name, p.Limits)
 		f.splits = f.splits || p.meter != nil
 		f.providers = append(f.providers, p)
+		if c.MXResolver != nil {
+			f.operators[p.Name] = p
+		}
 	}
 	var were *senders
 	if old != nil {

@@ -39,6 +39,7 @@ type Pool struct {
 	teller    teller
 	budget    budget
 	hedges    hedges
+	mailhosts mailhosts
 	strained  atomic.Int32    // tethers that are tight, of all relays
 	memory    MemoryStore     // of warm-ups, where there is no other
 	races     context.Context // of dials in the background; ends with Shutdown too, when no send is left
@@ -77,6 +78,7 @@ func New(c Config) (*Pool, error) {
 	}
 	p.budget.configure(c.Retry.Budget, f.reserve())
 	f.settle(p.born)
+	p.mailhosts.adopt(valid)
 	p.fleet.Store(f)
 	return p, nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/smtplb/smtplb/internal/discover"
 	"github.com/smtplb/smtplb/internal/domain"
 )
 
@@ -17,6 +18,9 @@ type Provider struct {
 	Name string
 	// Domains are patterns of its domains, as in Route.Recipients, without addresses. Default: those that Providers knows of that Name.
 	Domains []string
+	// MXSuffixes are names of the hosts that take mail for it, or names above them, such as "google.com": with Config.MXResolver, domains that no Domains name are the provider's where each of the hosts in their MX records is
+	// one of these. Default: those that Providers knows of that Name.
+	MXSuffixes []string
 	// Limits bound what goes to its domains, over all relays together. Default: nothing.
 	Limits Limits
 
@@ -24,20 +28,25 @@ type Provider struct {
 }
 
 // Providers returns the mailbox providers that every pool knows: "gmail", "microsoft", "yahoo" and "apple", with the domains at which they offer mailboxes to the public.
-// Domains of their customers are found by their MX records only.
+// Domains of their customers are found by their MX records only, see Config.MXResolver.
 func Providers() []Provider {
 	list := slices.Clone(builtin)
 	for i := range list {
 		list[i].Domains = slices.Clone(list[i].Domains)
+		list[i].MXSuffixes = slices.Clone(list[i].MXSuffixes)
 	}
 	return list
 }
 
 // The public domains of the built-in providers: Gmail https://support.google.com/mail/answer/56256 (googlemail.com is the same service); Microsoft's consumer domains are those that outlook.com offers, with the national ones of hotmail and live;
 // Yahoo's with AOL, which it runs; Apple https://support.apple.com/102540. As of 2026-11.
+//
+// The hosts that take their mail: Google Workspace names smtp.google.com, before April 2023 aspmx.l.google.com with alt1 to alt4 and aspmx2 to aspmx5.googlemail.com (https://support.google.com/a/answer/174125);
+// Microsoft 365 DOMAIN.mail.protection.outlook.com, since 2024 DOMAIN.RANDOM.mx.microsoft (https://learn.microsoft.com/purview/how-smtp-dane-works), and outlook.com's own are below olc.protection.outlook.com;
+// Yahoo's and AOL's are below yahoodns.net; iCloud's custom domains have mx01 and mx02.mail.icloud.com (https://support.apple.com/102374). As of 2026-11.
 var builtin = []Provider{
-	{Name: "gmail", Domains: []string{"gmail.com", "googlemail.com"}},
-	{Name: "microsoft", Domains: []string{
+	{Name: "gmail", MXSuffixes: []string{"google.com", "googlemail.com"}, Domains: []string{"gmail.com", "googlemail.com"}},
+	{Name: "microsoft", MXSuffixes: []string{"protection.outlook.com", "mx.microsoft"}, Domains: []string{
 		"outlook.com", "hotmail.com", "live.com", "msn.com", "passport.com",
 		"outlook.at", "outlook.be", "outlook.cl", "outlook.co.id", "outlook.co.il", "outlook.co.th", "outlook.com.ar", "outlook.com.au", "outlook.com.br", "outlook.com.gr", "outlook.com.tr", "outlook.com.vn",
 		"outlook.cz", "outlook.de", "outlook.dk", "outlook.es", "outlook.fr", "outlook.hu", "outlook.ie", "outlook.in", "outlook.it", "outlook.jp", "outlook.kr", "outlook.lv", "outlook.my", "outlook.ph", "outlook.pt",
@@ -48,13 +57,13 @@ var builtin = []Provider{
 		"live.at", "live.be", "live.ca", "live.ch", "live.cl", "live.cn", "live.co.in", "live.co.kr", "live.co.uk", "live.co.za", "live.com.ar", "live.com.au", "live.com.mx", "live.com.my", "live.com.ph", "live.com.pt",
 		"live.com.sg", "live.de", "live.dk", "live.fi", "live.fr", "live.hk", "live.ie", "live.in", "live.it", "live.jp", "live.nl", "live.no", "live.ru", "live.se",
 	}},
-	{Name: "yahoo", Domains: []string{
+	{Name: "yahoo", MXSuffixes: []string{"yahoodns.net"}, Domains: []string{
 		"yahoo.com", "ymail.com", "rocketmail.com", "myyahoo.com", "yahoo.ca", "yahoo.co.id", "yahoo.co.in", "yahoo.co.nz", "yahoo.co.th", "yahoo.co.uk", "yahoo.co.za", "yahoo.com.ar", "yahoo.com.au",
 		"yahoo.com.br", "yahoo.com.co", "yahoo.com.hk", "yahoo.com.mx", "yahoo.com.my", "yahoo.com.pe", "yahoo.com.ph", "yahoo.com.sg", "yahoo.com.tr", "yahoo.com.tw", "yahoo.com.ve", "yahoo.com.vn",
 		"yahoo.de", "yahoo.dk", "yahoo.es", "yahoo.fi", "yahoo.fr", "yahoo.gr", "yahoo.ie", "yahoo.in", "yahoo.it", "yahoo.nl", "yahoo.no", "yahoo.pl", "yahoo.ro", "yahoo.se",
 		"aol.com", "aim.com", "aol.co.uk", "aol.de", "aol.fr", "verizon.net",
 	}},
-	{Name: "apple", Domains: []string{"icloud.com", "me.com", "mac.com", "privaterelay.appleid.com"}},
+	{Name: "apple", MXSuffixes: []string{"mail.icloud.com"}, Domains: []string{"icloud.com", "me.com", "mac.com", "privaterelay.appleid.com"}},
 }
 
 // provider is a Provider at work.
@@ -72,11 +81,66 @@ func (p *provider) limited() *meter {
 }
 
 // providerOf returns the provider of a recipient, nil where none is known.
-func (f *fleet) providerOf(addr string) *provider {
-	if i, ok := f.config.domains.Lookup(addr, domain.NullSender, ""); ok {
+func (f *fleet) providerOf(x *recipient) *provider {
+	if i, ok := f.config.domains.Lookup(x.addr, domain.NullSender, ""); ok {
 		return f.providers[i]
 	}
-	return nil
+	if x.operator == "" {
+		return nil
+	}
+	return f.operators[x.operator]
+}
+
+// provider is the name of the provider that all of d's pending recipients have in common, "" where there is none.
+func (d *delivery) provider() string {
+	var common *provider
+	for i := range d.rcpts {
+		if x := &d.rcpts[i]; x.outcome == 0 {
+			p := d.fleet.providerOf(x)
+			if p == nil || common != nil && p != common {
+				return ""
+			}
+			common = p
+		}
+	}
+	if common == nil {
+		return ""
+	}
+	return common.Name
+}
+
+// suffixesOf returns whose the hosts below the providers' MXSuffixes are.
+func suffixesOf(list []Provider) discover.Suffixes {
+	s := make(discover.Suffixes)
+	for i := range list {
+		for _, name := range list[i].MXSuffixes {
+			s[name] = list[i].Name
+		}
+	}
+	return s
+}
+
+// validateSuffixes returns the suffixes as they are compared, and adds their faults to f. whose is whose they are so far.
+func (p *Provider) validateSuffixes(path string, whose map[string]int, number int, f *faults) (list []string) {
+	for n, s := range p.MXSuffixes {
+		at := fmt.Sprintf("%s.MXSuffixes[%d]", path, n)
+		name, err := domain.ToASCII(strings.TrimPrefix(s, "."))
+		switch {
+		case err != nil:
+			f.add(at, "%v", err)
+			continue
+		case !strings.Contains(name, "."):
+			f.add(at, "%q would be all hosts of a top-level domain", s)
+			continue
+		}
+		name = strings.TrimSuffix(domain.Fold(name), ".")
+		if same, ok := whose[name]; ok {
+			f.add(at, "%q is one of Providers[%d] too", s, same)
+		}
+		whose[name] = number
+		list = append(list, name)
+	}
+	return list
 }
 
 // builtinTable is the table of the built-in providers.
@@ -102,10 +166,11 @@ func (c *Config) validateProviders(f *faults) ([]Provider, *domain.Table) {
 	list := slices.Clone(builtin)
 	type place struct{ provider, domain int }
 	places := map[string]place{}
-	names := map[string]int{}
+	names, suffixes := map[string]int{}, map[string]int{}
 	for i := range c.Providers {
 		p, path := c.Providers[i], fmt.Sprintf("Providers[%d]", i)
 		p.Domains = slices.Clone(p.Domains)
+		p.MXSuffixes = p.validateSuffixes(path, suffixes, i, f)
 		if first, ok := names[p.Name]; ok {
 			f.add(path+".Name", "%q is the name of Providers[%d] too", p.Name, first)
 			continue
@@ -132,13 +197,18 @@ func (c *Config) validateProviders(f *faults) ([]Provider, *domain.Table) {
 			places[key] = place{i, n}
 		}
 		known := slices.IndexFunc(list, func(b Provider) bool { return b.Name == p.Name })
+		if known >= 0 && c.Providers[i].MXSuffixes == nil {
+			p.MXSuffixes = list[known].MXSuffixes
+		}
 		switch {
 		case known >= 0 && p.Domains == nil:
-			list[known].Limits = p.Limits
+			list[known].Limits, list[known].MXSuffixes = p.Limits, p.MXSuffixes
 		case known >= 0:
 			list[known] = p
-		case len(p.Domains) == 0:
+		case len(p.Domains) == 0 && len(c.Providers[i].MXSuffixes) == 0:
 			f.add(path+".Domains", "is empty, and no provider of that name is known")
+		case len(p.Domains) == 0 && c.MXResolver == nil:
+			f.add(path+".MXSuffixes", "goes with an MXResolver, where there are no Domains")
 		default:
 			list = append(list, p)
 		}
@@ -150,6 +220,12 @@ func (c *Config) validateProviders(f *faults) ([]Provider, *domain.Table) {
 				return ok && c.Providers[at.provider].Name != list[i].Name
 			})
 		}
+	}
+	for i := range builtin { // and so is a suffix
+		list[i].MXSuffixes = slices.DeleteFunc(slices.Clone(list[i].MXSuffixes), func(s string) bool {
+			n, ok := suffixes[s]
+			return ok && c.Providers[n].Name != list[i].Name
+		})
 	}
 	table, _ := domain.NewTable(providerRules(list))
 	return list, table

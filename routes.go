@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/smtplb/smtplb/internal/backoff"
+	"github.com/smtplb/smtplb/internal/discover"
 	"github.com/smtplb/smtplb/internal/domain"
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
@@ -24,6 +25,7 @@ type checked struct {
 	table     *domain.Table             // of Routes, whose values are their numbers; nil where there are none
 	providers []Provider                // see Config.Providers
 	domains   *domain.Table             // theirs, whose values are their numbers
+	suffixes  discover.Suffixes         // theirs, to their names
 	rules     map[*Relay]*backoff.Rules // of Relays
 }
 
@@ -294,7 +296,7 @@ type lot struct {
 func (d *delivery) lotOf(x *recipient, r *route) lot {
 	l := lot{group: r.group, route: r.meter}
 	if d.fleet.splits {
-		l.provider = d.fleet.providerOf(x.addr).limited()
+		l.provider = d.fleet.providerOf(x).limited()
 	}
 	return l
 }

@@ -114,6 +114,9 @@ func (p *Pool) complete(ctx context.Context, d *delivery) (*Receipt, error) {
 	}
 	if d.cause == nil {
 		d.limit(ctx)
+		if d.fleet.operators != nil {
+			p.identify(ctx, d)
+		}
 		d.cause = p.dispatch(ctx, d)
 	}
 	d.conclude(d.cause)

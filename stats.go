@@ -37,6 +37,7 @@ type Stats struct {
 	Panics  []int // the tiers, by number, of which so much is sick that circuit breakers are ignored, see Health.Panic
 	Budget  BudgetStats
 	Hedging HedgingStats
+	MX      MXStats
 }
 
 // BudgetStats is the account of further attempts, see Retry.Budget.
@@ -245,6 +246,7 @@ func (p *Pool) Stats() Stats {
 		Relays: make([]RelayStats, len(f.relays)), Waiting: p.conns.Waiting(), InFlight: p.gate.count(),
 		Sends: p.sends.Load(), Failovers: p.failovers.Load(), Budget: p.budget.stats(),
 		Hedging: HedgingStats{Dials: p.hedges.dials.Load(), Joined: p.hedges.joined.Load(), Won: p.hedges.won.Load()},
+		MX:      p.mailhosts.stats(),
 	}
 	for _, t := range f.tiers {
 		if t.panics.Load() && !slices.Contains(s.Panics, t.number) {

@@ -64,6 +64,7 @@ func (p *Pool) replace(c *checked, why string) ([]news, error) {
 	for _, r := range f.relays { // whoever goes by the old fleet is outdated already,
 		r.current.Store(r.session)
 	}
+	p.mailhosts.adopt(c)
 	p.fleet.Store(f) // and from here on no turn begins by it
 	f.settle(time.Now())
 	for _, r := range f.relays {
