@@ -126,6 +126,7 @@ type attempt struct {
 	repeat  bool      // the relay was tried for this message before
 	cut     time.Time // see delivery.cut
 	uses    int       // transactions on conn in this attempt
+	sent    int       // transactions in this attempt, but those that were replaced
 	blame   verdict.Blame
 	last    verdict.Fact // how the last transaction ended
 	lastErr error        // what was worst in it
@@ -157,6 +158,7 @@ func (a *attempt) run(ctx context.Context) {
 				a.record.Redialed = true
 			}
 			a.unoffer()
+			a.sent--
 			a.drop()
 			dial := a.dial
 			if stale {
@@ -302,6 +304,9 @@ func (a *attempt) transact(ctx context.Context) {
 	d.tx.Chunks = a.relay.chunking && !a.relay.refusesChunks.Load()
 	d.tx.Cut, d.tx.CommitBy, d.tx.Total, d.tx.Next = a.cut, d.commitBy, d.total, a
 	a.uses++
+	if a.sent++; d.fare != nil && a.sent > a.relay.transactions(d.fare) && a.turn != nil { // the relay takes fewer recipients at a time than was reckoned with
+		a.relay.meter.more(time.Now())
+	}
 	a.conn.Transact(ctx, d.tx, &d.res)
 	if d.res.Committed {
 		a.spend()

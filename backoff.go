@@ -24,6 +24,7 @@ type strain struct {
 	providers map[string]*tether // by name
 	some      atomic.Bool        // there are any
 	strained  atomic.Bool        // one of them holds something back
+	gone      atomic.Bool        // the relay isn't one of the pool's any more
 }
 
 // tether is one of them.
@@ -33,7 +34,7 @@ type tether struct {
 	mu     sync.Mutex  // guards rate
 	rate   float64     // that pace has
 	pace   *throttle.Bucket
-	window atomic.Int32 // connections; 0: as many as there are
+	window atomic.Int32 // connections, while it is tight
 }
 
 func newTether(c backoff.Config, now time.Time) *tether {
@@ -126,14 +127,15 @@ func (r *relay) mailboxOf(provider string, now time.Time) *tether {
 	return t
 }
 
-// all calls f for each of the relay's tethers that is tight.
-func (s *strain) all(f func(t *tether)) {
-	f(&s.account)
+// all returns the relay's tethers. What is done with them is done without the lock: it may take that of Pool.conns, under which this one is taken.
+func (s *strain) all() []*tether {
+	list := []*tether{&s.account}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, t := range s.providers {
-		f(t)
+		list = append(list, t)
 	}
+	return list
 }
 
 // heed takes in what a reply at a stage says of the amount of mail, for those of the recipients in who that it is about. It returns what it says.
@@ -174,9 +176,17 @@ func (r *relay) holdBack(t *tether, now time.Time, g backoff.Signal) {
 	if w := r.warming.Load(); w != nil && t.state.Mode(now) {
 		w.schedule.Held(now)
 	}
+	r.tighten(t, now)
+	if r.strain.gone.Load() { // it went meanwhile, or before
+		r.loosen(t)
+	}
+}
+
+// tighten has a tether hold back what its state says.
+func (r *relay) tighten(t *tether, now time.Time) {
+	t.window.Store(int32(t.state.Window(now)))
 	first := !t.tight.Swap(true)
 	r.strain.strained.Store(true)
-	t.window.Store(int32(t.state.Window(now)))
 	r.resize()
 	if first && r.pool.strained.Add(1) == 1 {
 		r.pool.conns.Rouse() // who waits may be about to be sent there at once
@@ -204,6 +214,9 @@ func (r *relay) relax(t *tether, now time.Time, inUse int) {
 	}
 	if t.state.Calm(now) {
 		r.loosen(t)
+		if !t.state.Calm(now) { // a refusal came in between, and found it tight
+			r.tighten(t, now)
+		}
 		return
 	}
 	if w := int32(t.state.Window(now)); t.window.Swap(w) != w {
@@ -216,12 +229,22 @@ func (r *relay) loosen(t *tether) {
 	if !t.tight.Swap(false) {
 		return
 	}
-	t.window.Store(0)
 	r.resize()
 	r.pool.strained.Add(-1)
-	still := false
-	r.strain.all(func(t *tether) { still = still || t.tight.Load() })
-	r.strain.strained.Store(still)
+	r.strain.strained.Store(false)
+	for _, t := range r.strain.all() { // only now, so that one that was tightened meanwhile is seen
+		if t.tight.Load() {
+			r.strain.strained.Store(true)
+		}
+	}
+}
+
+// untether lets go of all that is held back of a relay that is no longer there.
+func (r *relay) untether() {
+	r.strain.gone.Store(true)
+	for _, t := range r.strain.all() {
+		r.loosen(t)
+	}
 }
 
 // strainWait is how long the relay is to be left alone with what f is for.
@@ -282,7 +305,7 @@ func (r *standing) holds(now time.Time, f *fare) string {
 
 // windowed is most, as much of it as the relay is to have now.
 func (r *standing) windowed(most int) int {
-	if w := int(r.strain.account.window.Load()); w > 0 && (most <= 0 || w < most) {
+	if w := int(r.strain.account.window.Load()); w > 0 && r.strain.account.tight.Load() && (most <= 0 || w < most) {
 		return w
 	}
 	return most
@@ -319,7 +342,9 @@ func (a *attempt) hear(stage reply.Stage, said *reply.Reply, who []int) backoff.
 func (r *relay) retether() {
 	now, c := time.Now(), r.backoffConfig()
 	if r.noBackOff {
-		r.strain.all(r.loosen)
+		for _, t := range r.strain.all() {
+			r.loosen(t)
+		}
 		return
 	}
 	r.strain.account.state.Reconfigure(c, now)

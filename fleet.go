@@ -126,7 +126,7 @@ func (p *Pool) reweigh(f *fleet) {
 func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 	f = &fleet{
 		config: c, byName: make(map[string]*relay, len(c.Relays)), balancer: c.Balancer, attempts: c.Retry.Attempts, streams: c.streams(),
-		hedging: !c.Retry.NoHedging, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
+		hedging: !c.Retry.NoHedging && c.Limiter == nil, maxWait: c.MaxWait, spill: c.SpillOver, health: c.Health.withDefaults(),
 	}
 	now := time.Now()
 	specs := p.expand(f, old)
@@ -257,6 +257,7 @@ func (p *Pool) forget(f, kept *fleet) {
 	for _, r := range f.relays {
 		if kept.named(r.name) == nil { // of one name there is one standing
 			r.breaker.Stop()
+			r.untether()
 			p.conns.RemoveLane(r.lane)
 		}
 	}

@@ -13,7 +13,8 @@ import (
 // whether one keeps the contract.
 //
 // The pool asks it in the send's goroutine, with none of its locks held: before the send waits for a connection, for everything that no relay is part of; and when it has one, for the relay, with a maxWait of 0. What was
-// reserved is returned where the wait, or the attempt, ends before the relay may have got the message, and committed otherwise. Concurrency is the pool's own.
+// reserved is returned where the wait, or the attempt, ends before the relay may have got the message, and committed otherwise. Concurrency is the pool's own. With a Limiter, connections
+// are not raced: what the second relay would cost isn't reserved.
 type Limiter interface {
 	// Reserve takes all the charges, or none of them. Where they are not there it waits, for maxWait at the most (negative: as long as ctx lasts), and ends with ctx.
 	//

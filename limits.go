@@ -249,6 +249,13 @@ func (m *meter) over(now time.Time, messages, recipients int) string {
 	return ""
 }
 
+// more counts a transaction that nobody reckoned with: it is owed.
+func (m *meter) more(now time.Time) {
+	if m.limits.Load().Messages.N > 0 {
+		m.messages.Take(now, 1)
+	}
+}
+
 // connected counts a connection.
 func (m *meter) connected(now time.Time) {
 	if m.limits.Load().Connections.N > 0 {
@@ -425,6 +432,7 @@ func (f *fleet) settle(now time.Time) {
 	}
 	for _, r := range f.relays {
 		r.meter.set(r.caps, now)
+		r.refusedUntil.Store(0) // there may be another Limiter, or none; this one is asked again
 		r.kindle(r.pool, &r.origin.Warmup, f.config.Store)
 	}
 	f.perSender.set(f.config.PerSender, now)

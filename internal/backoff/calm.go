@@ -7,6 +7,9 @@ func (s *State) Calm(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance(now)
+	if now.Sub(s.halvedAt) >= rememberIt { // with little mail the window never grows as far: see Success
+		s.window = max(s.window, s.limit(s.most(), now))
+	}
 	return !s.limited && !s.mode && !s.quota && !now.Before(s.suspended) && s.limit(s.window, now) >= s.most()
 }
 
