@@ -81,15 +81,15 @@ func TestAnvil(t *testing.T) {
 	over := messages
 	over.workers, over.every, over.perSecond, over.overflow = 8, time.Second/2, 16, true
 	cases := []anvilCase{
-		with("messages, by Limits", messages, smtplb.Relay{Limits: smtplb.Limits{Messages: smtplb.Rate{N: 42, Per: anvilUnit * time.Second, Burst: 1}}}, 0, 0, 0.85),
-		with("recipients, by Limits", recipients, smtplb.Relay{Limits: smtplb.Limits{Recipients: smtplb.Rate{N: 84, Per: anvilUnit * time.Second, Burst: 2}}}, 0, 0, 0.85),
-		with("connections, by Conns.Max", count, smtplb.Relay{Conns: smtplb.Conns{Max: 2, MaxMessages: 10}}, 0, 0, 0.85),
-		with("new connections, by Limits", rate, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 20}, Limits: smtplb.Limits{Connections: smtplb.Rate{N: 4, Per: anvilUnit * time.Second, Burst: 1}}}, 0, 0, 0.3),
+		with("messages, by Limits", messages, smtplb.Relay{Limits: smtplb.Limits{Messages: smtplb.Rate{N: 42, Per: anvilUnit * time.Second, Burst: 1}}}, 0, 0, 0.7),
+		with("recipients, by Limits", recipients, smtplb.Relay{Limits: smtplb.Limits{Recipients: smtplb.Rate{N: 84, Per: anvilUnit * time.Second, Burst: 2}}}, 0, 0, 0.7),
+		with("connections, by Conns.Max", count, smtplb.Relay{Conns: smtplb.Conns{Max: 2, MaxMessages: 10}}, 0, 0, 0.8),
+		with("new connections, by Limits", rate, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 20}, Limits: smtplb.Limits{Connections: smtplb.Rate{N: 4, Per: anvilUnit * time.Second, Burst: 1}}}, 0, 0, 0.25),
 		with("messages, by back-off", messages, smtplb.Relay{}, 15, 3, 0.1),
 		with("recipients, by back-off", recipients, smtplb.Relay{}, 15, 3, 0.1),
 		with("connections, by back-off", count, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 10}}, 10, 3, 0.9),
-		with("new connections, by back-off", rate, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 20}}, 40, 12, 0.15),
-		with("overflow, by back-off", over, smtplb.Relay{}, 10, 3, 0.95),
+		with("new connections, by back-off", rate, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 20}}, 40, 12, 0.08),
+		with("overflow, by back-off", over, smtplb.Relay{}, 10, 3, 0.9),
 	}
 	var settings []string
 	for _, c := range cases {
