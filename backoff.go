@@ -262,27 +262,27 @@ func (r *standing) strainWait(now time.Time, f *fare) time.Duration {
 }
 
 // strainPay counts a message.
-func (r *standing) strainPay(now time.Time, f *fare) {
+func (r *relay) strainPay(now time.Time, f *fare) {
 	if !r.strain.strained.Load() {
 		return
 	}
-	r.strain.account.pace.Take(now, 1)
+	r.strain.account.pace.Take(now, r.transactions(f))
 	for _, p := range f.mailboxes {
 		if t := r.strain.mailbox(p.Name); t != nil {
-			t.pace.Take(now, 1)
+			t.pace.Take(now, r.transactions(f))
 		}
 	}
 }
 
 // strainReturn takes that back.
-func (r *standing) strainReturn(now time.Time, f *fare) {
+func (r *relay) strainReturn(now time.Time, f *fare) {
 	if !r.strain.strained.Load() {
 		return
 	}
-	r.strain.account.pace.Return(now, 1)
+	r.strain.account.pace.Return(now, r.transactions(f))
 	for _, p := range f.mailboxes {
 		if t := r.strain.mailbox(p.Name); t != nil {
-			t.pace.Return(now, 1)
+			t.pace.Return(now, r.transactions(f))
 		}
 	}
 }
