@@ -18,3 +18,32 @@ func (p *Pool) Background() int {
 	defer p.gate.mu.Unlock()
 	return p.gate.bg
 }
+
+// Strained is how many tethers the pool counts as tight, and how many of its relays' are.
+func (p *Pool) Strained() (counted, tight int) {
+	for _, r := range p.fleet.Load().relays {
+		for _, t := range r.strain.all() {
+			if t.tight.Load() {
+				tight++
+			}
+		}
+	}
+	return int(p.strained.Load()), tight
+}
+
+// Metered are the scopes and keys of the meters by which messages are being handed over, or which somebody has a claim on.
+func (p *Pool) Metered() (list []string) {
+	f := p.fleet.Load()
+	look := func(m *meter) {
+		if m.inUse.Load() != 0 || m.claim.Load() != nil {
+			list = append(list, m.what())
+		}
+	}
+	for _, a := range f.amounts {
+		look(a.meter)
+	}
+	for _, r := range f.relays {
+		look(r.meter)
+	}
+	return list
+}
