@@ -484,6 +484,7 @@ func (a *attempt) failed(end *session.End) {
 	a.last = dialFact(end)
 	v := verdict.Judge(a.last)
 	a.heed(end.Stage, &end.Reply, nil)
+	a.unconnected(end)
 	err := a.error(end)
 	a.hold(v.Blame, err)
 	a.record.Stage = stageName(end.Stage)

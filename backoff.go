@@ -11,6 +11,7 @@ import (
 
 	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/reply"
+	"github.com/smtplb/smtplb/internal/session"
 	"github.com/smtplb/smtplb/internal/throttle"
 )
 
@@ -212,11 +213,7 @@ func (r *relay) relax(t *tether, now time.Time, inUse int) {
 	if !t.tight.Load() {
 		return
 	}
-	if t.state.Calm(now) {
-		r.loosen(t)
-		if !t.state.Calm(now) { // a refusal came in between, and found it tight
-			r.tighten(t, now)
-		}
+	if r.eased(t, now) {
 		return
 	}
 	if w := int32(t.state.Window(now)); t.window.Swap(w) != w {
@@ -373,4 +370,40 @@ func (r *standing) spared(now time.Time) string {
 		}
 	}
 	return strings.Join(list, "; ")
+}
+
+// eased lets go of a tether where nothing is held back any more, and reports whether it did.
+func (r *relay) eased(t *tether, now time.Time) bool {
+	if !t.state.Calm(now) {
+		return false
+	}
+	r.loosen(t)
+	if !t.state.Calm(now) { // a refusal came in between, and found it tight
+		r.tighten(t, now)
+	}
+	return true
+}
+
+// slacken lets go of what time alone has mended: a relay that gets no mail wouldn't be heard of again.
+func (r *relay) slacken(now time.Time) {
+	if !r.strain.strained.Load() {
+		return
+	}
+	for _, t := range r.strain.all() {
+		if t.tight.Load() && r.eased(t, now) {
+			r.pool.conns.Ease()
+		}
+	}
+}
+
+// unconnected takes in that a connection didn't come about: a relay that is held back then gets fewer.
+func (a *attempt) unconnected(end *session.End) {
+	r := a.relay
+	if r.outdated() || !r.strain.account.tight.Load() || end.Failure == reply.FailCanceled || end.Failure == reply.FailDeadline {
+		return
+	}
+	t, now := &r.strain.account, time.Now()
+	t.state.ConnectFailure(now)
+	t.window.Store(int32(t.state.Window(now)))
+	r.resize()
 }

@@ -123,6 +123,7 @@ func (p *Pool) tend(now time.Time, used bool) (busy bool) {
 		t.alarm(p, f.health.Panic)
 		t.compare(now, f.slows)
 		for _, r := range t.relays {
+			r.slacken(now)
 			if r.rises(now) {
 				busy = true
 			}

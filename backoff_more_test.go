@@ -1,0 +1,116 @@
+package smtplb_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
+)
+
+// What is held back is let go by time alone where the relay gets no mail, or its state says why not.
+func TestBackoffEndsWithoutMail(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			c.Relays[0].Limits.Messages = smtplb.PerSecond(10)
+			c.Relays[1].RoutedOnly = true
+			c.Routes = toSecond()
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.Mail).Times(1).Reply(451, "4.7.0 Too many messages, slow down")
+		h.sends(envelope("x@example.com"), "deferred")
+		if s := h.pool.Stats().Relays[0]; s.BackOff == "" {
+			t.Error("nothing is held back")
+		}
+		for range 4 * 60 { // the clock goes on
+			h.sends(envelope("x@second.example"), "accepted")
+			time.Sleep(time.Minute)
+		}
+		if s := h.pool.Stats().Relays[0]; s.BackOff != "" {
+			t.Errorf("four hours later: %s", s.BackOff)
+		}
+	})
+}
+
+// A used-up quota is a relay that can't take mail: others take it, and after an hour one message tries.
+func TestQuotaIsSuspended(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 2, func(c *smtplb.Config) { c.Relays[1].Tier = 1; c.Health.Interval = -1 })
+		defer h.close()
+		quota := h.relays[0].On(smtptest.Mail).Reply(454, "Throttling failure: Daily message quota exceeded")
+		tried := func() string {
+			t.Helper()
+			r, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return relaysTried(r)
+		}
+		if got := tried(); got != "r0 r1" {
+			t.Error(got)
+		}
+		for range 10 {
+			if got := tried(); got != "r1" {
+				t.Error(got)
+			}
+			time.Sleep(time.Minute)
+		}
+		if b := h.pool.Stats().Relays[0]; b.Breaker != "closed" || b.BackOff == "" {
+			t.Errorf("%s, %s", b.Breaker, b.BackOff)
+		}
+		time.Sleep(51 * time.Minute)
+		if got := tried(); got != "r0 r1" { // the probe
+			t.Error(got)
+		}
+		if got := tried(); got != "r1" {
+			t.Error(got)
+		}
+		quota.Remove()
+		time.Sleep(61 * time.Minute)
+		for range 3 {
+			if got := tried(); got != "r0" {
+				t.Error(got)
+			}
+		}
+	})
+}
+
+// A refusal that is about a mailbox provider holds back what is for that provider only, at that relay only.
+func TestBackoffOfAProvider(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 2, func(c *smtplb.Config) { c.Balancer = smtplb.FirstAvailable(); c.Health.Interval = -1 })
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).For("@gmail.com").Times(1).Reply(421, "4.7.28 Gmail has detected an unusual rate of unsolicited mail")
+		tried := func(to string) string {
+			t.Helper()
+			r, err := h.pool.Deliver(context.Background(), envelope(to))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return relaysTried(r)
+		}
+		if got := tried("x@gmail.com"); got != "r0 r1" {
+			t.Error(got)
+		}
+		time.Sleep(11 * time.Second) // it is cooling for so long
+		if got := tried("x@example.com"); got != "r0" {
+			t.Error(got)
+		}
+		slow := 0
+		for range 10 {
+			if got := tried("x@gmail.com"); got == "r1" {
+				slow++
+			}
+			if got := tried("x@example.com"); got != "r0" {
+				t.Error(got)
+			}
+		}
+		if slow < 8 {
+			t.Errorf("only %d of 10 messages to the provider left by the other relay", slow)
+		}
+	})
+}
