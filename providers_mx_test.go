@@ -305,6 +305,7 @@ func TestMXMany(t *testing.T) {
 			wg.Go(func() { h.sends(envelope("x@one.example"), "accepted") })
 		}
 		wg.Wait()
+		synctest.Wait() // a lookup, and the clock's beat, end a moment after they have told
 		if n := h.pool.Stats().MX; n.Lookups != 201 || o.lookups("one.example") != 1 || h.pool.Background() != 0 {
 			t.Errorf("%+v; %d lookups of one domain", n, o.lookups("one.example"))
 		}
@@ -323,6 +324,7 @@ func TestMXEnds(t *testing.T) {
 				to = append(to, fmt.Sprintf("x@d%d.example", i))
 			}
 			h.sendsIn(time.Second, to...)
+			synctest.Wait() // a lookup, and the clock's beat, end a moment after they have told
 			if n := h.pool.Background(); n != 16 {
 				t.Errorf("%d goroutines", n)
 			}
@@ -348,6 +350,7 @@ func TestMXEnds(t *testing.T) {
 			for i := range 20 { // more than may be asked for at a time
 				h.sendsIn(0, fmt.Sprintf("x@d%d.example", i))
 			}
+			synctest.Wait() // a lookup, and the clock's beat, end a moment after they have told
 			if n := h.pool.Stats().MX; n.Failures != 20 || h.pool.Background() != 0 {
 				t.Errorf("where it %s: %+v", name, n)
 			}
