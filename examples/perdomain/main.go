@@ -31,6 +31,7 @@ func limits() []smtplb.Provider {
 	return []smtplb.Provider{
 		{Name: "gmail", Limits: smtplb.Limits{Recipients: smtplb.Rate{N: 20, Burst: 1}}},
 		{Name: "microsoft", Limits: smtplb.Limits{Recipients: smtplb.Rate{N: 10, Burst: 1}, Concurrency: 5}},
+		{Name: "yahoo", Limits: smtplb.Limits{Recipients: smtplb.Rate{N: 5, Burst: 1}}},
 		{Name: "partner", Domains: []string{"partner.example", "*.partner.example"}, Limits: smtplb.Limits{Recipients: smtplb.PerMinute(120)}},
 	}
 }
@@ -45,7 +46,7 @@ var mailboxes = []struct {
 }{
 	{"gmail", []string{"gmail.com", "googlemail.com"}, 20, 450, "4.2.1 The user you are trying to contact is receiving mail too quickly."},
 	{"microsoft", []string{"outlook.com", "hotmail.com", "live.de"}, 10, 451, "4.7.650 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation."},
-	{"partner", []string{"partner.example", "eu.partner.example"}, 2, 450, "4.2.1 The mailbox is receiving mail too quickly."},
+	{"yahoo", []string{"yahoo.com", "yahoo.de", "aol.com"}, 5, 421, "4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints"},
 }
 
 const each = 200 // messages to each provider
@@ -93,7 +94,7 @@ func send(t *testing.T, providers []smtplb.Provider) result {
 	var relays []*smtptest.Server
 	var over []func(*smtptest.Event) bool
 	for _, m := range mailboxes {
-		over = append(over, smtptest.Over(m.rate, time.Second, max(m.rate, 2)))
+		over = append(over, smtptest.Over(m.rate, time.Second, m.rate))
 	}
 	rules := make(map[string][]*smtptest.Rule)
 	for _, addr := range []string{"a.test:25", "b.test:25"} {
