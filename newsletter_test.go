@@ -118,7 +118,7 @@ func (n newsletter) run(t *testing.T) {
 				}
 				stored := days[day].Add(1)
 				// Of a day's 1,000, or 2,000, a twenty-fourth is free at its beginning, and the rest bit by bit.
-				free := float64(1000*(day+1)) * (time.Now().Sub(time.Now().Truncate(24*time.Hour)).Hours() + 1) / 24
+				free := float64(1000*(day+1)) * (time.Since(time.Now().Truncate(24*time.Hour)).Hours() + 1) / 24
 				if float64(stored) > free {
 					ahead.Add(1)
 				}
@@ -211,7 +211,7 @@ func (n newsletter) run(t *testing.T) {
 		}
 	})
 
-	rounds, again := n.send(pool, news)
+	rounds, again, paused := n.send(pool, news)
 	ended := time.Since(began)
 	close(over)
 	wg.Wait()
@@ -253,15 +253,16 @@ func (n newsletter) run(t *testing.T) {
 	if ahead.Load() > 0 || days[0].Load() < 41 || days[1].Load() == 0 {
 		t.Errorf("the warm-up: %d messages before they were allowed; %d of 1000 before midnight, %d of 2000 after", ahead.Load(), days[0].Load(), days[1].Load())
 	}
-	// All could go out as quickly as Gmail takes its share of it.
+	// All could go out as quickly as Gmail takes its share of it. The relay that was killed is found out to be back when it is tried again, and has its share back a minute later. The pauses between rounds are
+	// what receipts ask for: 5 minutes where a single message is deferred for no reason that says more.
 	ideal := time.Duration(0.3 * float64(n.messages) / (gmail - 0.3*resets) * float64(time.Second))
-	if most := ideal*3/2 + n.revived - n.killed; ended > most {
-		t.Errorf("it took %v, more than %v", ended, most)
+	if most := ideal*3/2 + n.revived - n.killed + time.Minute; ended-paused > most {
+		t.Errorf("it took %v and %v of pauses, more than %v", ended-paused, paused, most)
 	}
 }
 
 // send sends the newsletter in rounds, 20 at the most: what is deferred goes out again in the next.
-func (n newsletter) send(pool *smtplb.Pool, news *posted) (rounds, again int) {
+func (n newsletter) send(pool *smtplb.Pool, news *posted) (rounds, again int, paused time.Duration) {
 	envelopes := func(yield func(*smtplb.Envelope) bool) {
 		for i := range n.messages {
 			if !yield(n.envelope('n', i, "bulk")) {
@@ -285,10 +286,11 @@ func (n newsletter) send(pool *smtplb.Pool, news *posted) (rounds, again int) {
 			}
 		}
 		if len(rest) == 0 || rounds == 20 {
-			return rounds, again
+			return rounds, again, paused
 		}
 		again += len(rest)
 		time.Sleep(pause)
+		paused += pause
 		envelopes = slices.Values(rest)
 	}
 }
