@@ -77,6 +77,7 @@ func newEndurance(t *testing.T, seed uint64) *endurance {
 		c.attempts = len(c.chaos.relays)
 	}
 	c.makeRoutes(rand.New(rand.NewPCG(seed, 6)), &cfg)
+	c.makeLimits(rand.New(rand.NewPCG(seed, 7)), &cfg)
 	c.config = cfg
 	var err error
 	if c.pool, err = smtplb.New(cfg); err != nil {
@@ -279,6 +280,9 @@ func (c *endurance) update(r *rand.Rand) {
 	}
 	if c.routes != nil && x.Weight%2 == 0 {
 		what += c.reroute(&cfg)
+	}
+	if c.limited && r.IntN(3) == 0 {
+		what += c.relimit(r, &cfg)
 	}
 	c.happened("%s", what)
 	c.updates.Add(1)

@@ -63,6 +63,8 @@ type endurance struct {
 	routes   []smtplb.Route
 	routed   atomic.Bool // the configuration has them now
 	attempts int         // that are allowed
+	limited  bool        // there are limits
+	limiter  *countingLimiter
 
 	updates      atomic.Int64 // begun and ended: odd while one is under way
 	begun, ended atomic.Int64 // calls of AttemptStart, and of what it returned
@@ -202,6 +204,7 @@ func (c *endurance) end(r *rand.Rand) {
 	if n := c.pool.Background(); n != 0 {
 		c.Errorf("%d goroutines of the pool are left", n)
 	}
+	c.paid()
 	st := c.pool.Stats()
 	for _, x := range st.Relays {
 		if x.InFlight != 0 || x.Waiting != 0 || x.Idle != 0 {
@@ -276,6 +279,7 @@ func (c *endurance) once(r *rand.Rand, s *chaosSend) {
 // delivered looks at the receipt of one delivery.
 func (c *endurance) delivered(s *chaosSend) {
 	c.deliveries.Add(1)
+	c.throttledInTime(s)
 	if s.receipt == nil {
 		c.Errorf("message %s: %v", s.env.ID, s.err)
 		return
