@@ -170,7 +170,7 @@ func (m *model) tryIdle(lane int) {
 	}
 	if ok {
 		m.changes.counts.checked++
-		m.grant(turn, lane).checks = true
+		m.grant(turn, lane, nil).checks = true
 	}
 }
 

@@ -266,7 +266,7 @@ func (m *model) tryTurn(lane int) {
 		m.t.Fatalf("Try(%d, %v) = %v, want %v", lane, bulk, ok, want)
 	}
 	if ok {
-		m.grant(turn, lane).bulk = bulk
+		m.grant(turn, lane, nil).bulk = bulk
 	}
 }
 
@@ -497,7 +497,7 @@ func (l *modelLane) hasRoom(held int, bulk bool) bool {
 	return l.limits.Max <= 0 || held < l.limits.Max
 }
 
-func (m *model) grant(turn *fakeTurn, lane int) *modelTurn {
+func (m *model) grant(turn *fakeTurn, lane int, f *fakeFare) *modelTurn {
 	l := m.lanes[lane]
 	if turn.Lane() != l.number {
 		m.t.Fatalf("a turn of lane %d instead of %d", turn.Lane(), lane)
@@ -505,6 +505,7 @@ func (m *model) grant(turn *fakeTurn, lane int) *modelTurn {
 	t := &modelTurn{turn: turn, lane: lane, conn: l.pop(), flushes: l.flushes, once: l.state == once}
 	m.turns = append(m.turns, t)
 	l.held++
+	m.pay(t, f) // before riders that are stranded give back what they paid: a bucket that was full holds no more
 	if l.state == once {
 		l.state = down
 		m.failStranded()

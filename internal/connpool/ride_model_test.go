@@ -156,7 +156,7 @@ func (m *model) serveTo(q *modelWaiter, lane int) {
 	m.logf("  lane %d goes to %d, who waits for %v", lane, q.number, q.lanes)
 	turn := q.gets(m.lanes[lane].number)
 	m.leave(q)
-	m.pay(m.grant(turn, lane), q.fare).bulk = q.bulk
+	m.grant(turn, lane, q.fare).bulk = q.bulk
 }
 
 // leave ends a wait.

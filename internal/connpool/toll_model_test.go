@@ -141,18 +141,17 @@ func (m *model) tryFare(lane int, bulk bool, f *fakeFare) {
 	}
 	if ok {
 		m.tolls.counts.tried++
-		m.pay(m.grant(turn, lane), f).bulk = bulk
+		m.grant(turn, lane, f).bulk = bulk
 	}
 }
 
 // pay has a turn pay.
-func (m *model) pay(t *modelTurn, f *fakeFare) *modelTurn {
+func (m *model) pay(t *modelTurn, f *fakeFare) {
 	if f != nil {
 		t.toll = modelToll{fare: f, fresh: t.conn == nil}
 		m.tolls.counts.paid++
 		m.tolls.gates.pay(t.lane, f.price, time.Now(), t.toll.fresh)
 	}
-	return t
 }
 
 // payOff ends what a turn has paid.
