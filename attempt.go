@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/breaker"
 	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/reply"
@@ -367,10 +366,11 @@ func (a *attempt) settle(end verdict.Verdict) {
 	d, res := a.d, &a.d.res
 	a.need(end)
 	var endErr error
+	spread := false
 	if end.Move != verdict.Accepted && end.Move != verdict.Invalid {
 		endErr = a.error(&res.End)
 		a.record.Err = endErr
-		a.hear(res.End.Stage, &res.End.Reply, d.who)
+		spread = ofReputation(a.hear(res.End.Stage, &res.End.Reply, d.who))
 	}
 	a.hold(end.Blame, endErr)
 	a.record.Stage = stageName(res.End.Stage)
@@ -390,15 +390,14 @@ func (a *attempt) settle(end verdict.Verdict) {
 			if end.Move == verdict.Accepted {
 				a.record.Accepted++
 			}
-			d.settle(i, a.relay, &a.last, end, endErr)
+			d.settle(i, a.relay, &a.last, d.contained(i, end, spread), endErr)
 			continue
 		}
 		fact := verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused}
 		v := verdict.Judge(fact)
 		a.need(v)
-		if g := a.hear(reply.StageRcpt, &said, d.who[n:n+1]); g.Kind == backoff.Greylist && said.Temporary() && v.Move == verdict.NextRelay {
-			v = verdict.Verdict{Move: verdict.Deferred, Greylist: true} // a rule says so
-		}
+		g := a.hear(reply.StageRcpt, &said, d.who[n:n+1])
+		v = greylisted(v, g, &said)
 		err := a.error(&session.End{Stage: reply.StageRcpt, Reply: said})
 		a.hold(v.Blame, err)
 		if v.Move == verdict.Again {
@@ -408,7 +407,7 @@ func (a *attempt) settle(end verdict.Verdict) {
 			}
 			v.Move = verdict.NextRelay
 		}
-		d.settle(i, a.relay, &fact, v, err)
+		d.settle(i, a.relay, &fact, d.contained(i, v, ofReputation(g)), err)
 		if refused && a.record.Err == nil {
 			a.record.Err = err
 		}
@@ -446,7 +445,7 @@ func (a *attempt) settleAll() {
 			w := verdict.Judge(verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused})
 			a.hold(w.Blame, a.error(&session.End{Stage: reply.StageRcpt, Reply: said}))
 			a.need(w)
-			a.hear(reply.StageRcpt, &said, d.who[n:n+1])
+			w = greylisted(w, a.hear(reply.StageRcpt, &said, d.who[n:n+1]), &said)
 			if w.Move == verdict.Again { // one transaction is all there may be
 				w.Move = verdict.NextRelay
 			}

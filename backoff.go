@@ -13,6 +13,7 @@ import (
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
 	"github.com/smtplb/smtplb/internal/throttle"
+	"github.com/smtplb/smtplb/internal/verdict"
 )
 
 // This file is how a pool gives relays less mail that want less: what a refusal means is read by internal/backoff, which also knows how much may be sent then. Nothing of it opens a circuit breaker, and a relay that never refused anything
@@ -30,12 +31,14 @@ type strain struct {
 
 // tether is one of them.
 type tether struct {
-	state  *backoff.State
-	tight  atomic.Bool // it holds something back
-	mu     sync.Mutex  // guards rate
-	rate   float64     // that pace has
-	pace   *throttle.Bucket
-	window atomic.Int32 // connections, while it is tight
+	state   *backoff.State
+	tight   atomic.Bool // it holds something back
+	mu      sync.Mutex  // guards rate
+	rate    float64     // that pace has
+	pace    *throttle.Bucket
+	window  atomic.Int32 // connections, while it is tight
+	inUse   atomic.Int64 // messages; written under the lock of Pool.conns
+	mailbox bool         // of a provider: else the relay's lane keeps to window
 }
 
 func newTether(c backoff.Config, now time.Time) *tether {
@@ -59,6 +62,9 @@ func (t *tether) wait(now time.Time) time.Duration {
 		d = until.Sub(now)
 	}
 	t.tune(now)
+	if w := t.window.Load(); t.mailbox && w > 0 && t.inUse.Load() >= int64(w) {
+		d = max(d, time.Second) // or when one of them ends
+	}
 	return max(d, t.pace.Wait(now, 1))
 }
 
@@ -122,6 +128,7 @@ func (r *relay) mailboxOf(provider string, now time.Time) *tether {
 		c.Step = time.Hour // a reputation
 		t = newTether(c, now)
 		t.state.CountLike(r.strain.account.state)
+		t.mailbox = true
 		s.providers[provider] = t
 		s.some.Store(true)
 	}
@@ -258,30 +265,46 @@ func (r *standing) strainWait(now time.Time, f *fare) time.Duration {
 	return d
 }
 
+// strained is what a fare has paid of one tether. It is guarded by the lock of Pool.conns.
+type strained struct {
+	relay *standing
+	*tether
+	n int
+}
+
 // strainPay counts a message.
 func (r *relay) strainPay(now time.Time, f *fare) {
 	if !r.strain.strained.Load() {
 		return
 	}
-	r.strain.account.pace.Take(now, r.transactions(f))
+	pay := func(t *tether) {
+		n := r.transactions(f)
+		t.pace.Take(now, n)
+		t.inUse.Add(1)
+		f.strained = append(f.strained, strained{r.standing, t, n})
+	}
+	pay(&r.strain.account)
 	for _, p := range f.mailboxes {
 		if t := r.strain.mailbox(p.Name); t != nil {
-			t.pace.Take(now, r.transactions(f))
+			pay(t)
 		}
 	}
 }
 
-// strainReturn takes that back.
-func (r *relay) strainReturn(now time.Time, f *fare) {
-	if !r.strain.strained.Load() {
-		return
-	}
-	r.strain.account.pace.Return(now, r.transactions(f))
-	for _, p := range f.mailboxes {
-		if t := r.strain.mailbox(p.Name); t != nil {
-			t.pace.Return(now, r.transactions(f))
+// strainEnd ends that, and gives it back unless it was spent. It reports whether others, of any relay's, may go because of that.
+func (r *relay) strainEnd(now time.Time, f *fare, spent bool) (others bool) {
+	f.strained = slices.DeleteFunc(f.strained, func(x strained) bool {
+		if x.relay != r.standing {
+			return false
 		}
-	}
+		if !spent {
+			x.pace.Return(now, x.n)
+		}
+		x.inUse.Add(-1)
+		others = true
+		return true
+	})
+	return others
 }
 
 // holds tells what is held back of what f is for, "" where nothing is.
@@ -406,4 +429,29 @@ func (a *attempt) unconnected(end *session.End) {
 	t.state.ConnectFailure(now)
 	t.window.Store(int32(t.state.Window(now)))
 	r.resize()
+}
+
+// greylisted is v, or what a rule makes of it that says that this is greylisting.
+func greylisted(v verdict.Verdict, g backoff.Signal, said *reply.Reply) verdict.Verdict {
+	if g.Kind == backoff.Greylist && said.Temporary() && v.Move == verdict.NextRelay {
+		return verdict.Verdict{Move: verdict.Deferred, Greylist: true}
+	}
+	return v
+}
+
+// ofReputation reports whether a relay was told by a mailbox provider to send less: another relay of ours would be told the same, and be worse thought of for it.
+func ofReputation(g backoff.Signal) bool {
+	return g.Scope == backoff.Provider && (g.Kind == backoff.Throttle || g.Kind == backoff.Connections || g.Kind == backoff.Quota)
+}
+
+// contained is v for a recipient: where that is for reasons of reputation, one other relay is tried and no more.
+func (d *delivery) contained(i int, v verdict.Verdict, reputation bool) verdict.Verdict {
+	if !reputation || v.Move != verdict.NextRelay {
+		return v
+	}
+	x := &d.rcpts[i]
+	if x.spread++; x.spread > 1 {
+		v.Move = verdict.Deferred
+	}
+	return v
 }

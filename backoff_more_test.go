@@ -120,3 +120,81 @@ func held(p *smtplb.Pool) int {
 	n, _ := p.Strained()
 	return n
 }
+
+// Mail that a provider refuses for reputation goes to one other relay at the most: each one that is told the same is worse thought of.
+func TestReputationIsContained(t *testing.T) {
+	t.Parallel()
+	for _, at := range []smtptest.Stage{smtptest.Mail, smtptest.Rcpt, smtptest.EndOfData} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 4, func(c *smtplb.Config) { c.Balancer = smtplb.FirstAvailable(); c.Retry.Attempts = -1 })
+			defer h.close()
+			for _, r := range h.relays {
+				r.On(at).Reply(421, "4.7.28 Our system has detected an unusual rate of unsolicited mail")
+			}
+			r, err := h.pool.Deliver(context.Background(), envelope("x@gmail.com"))
+			if err == nil || outcomes(r) != "deferred" || relaysTried(r) != "r0 r1" {
+				t.Errorf("%v: %v: %v", at, r, err)
+			}
+		})
+	}
+}
+
+// A rule that says greylisting is obeyed where all recipients go together, too.
+func TestGreylistRuleOfAll(t *testing.T) {
+	t.Parallel()
+	for _, all := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 2, func(c *smtplb.Config) {
+				c.Balancer = smtplb.FirstAvailable()
+				c.Relays[0].Rules = []smtplb.Rule{{Match: "come again", Action: smtplb.RuleGreylist}}
+			})
+			defer h.close()
+			h.relays[0].On(smtptest.Rcpt).Times(1).Reply(450, "4.2.0 come again")
+			e := envelope("x@example.com")
+			e.RequireAll = all
+			r, err := h.pool.Deliver(context.Background(), e)
+			if err == nil || relaysTried(r) != "r0" || !r.Recipients[0].Greylisted {
+				t.Errorf("all %v: %v: %v", all, r, err)
+			}
+		})
+	}
+}
+
+// A provider's window bounds what goes to it over that relay.
+func TestWindowOfAProvider(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Relays[0].Rules = []smtplb.Rule{{Match: "one at a time", Action: smtplb.RuleBackOff, Provider: true}}
+			c.MaxThrottleWait = -1
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.Rcpt).For("@gmail.com").Times(1).Reply(451, "4.7.0 one at a time, please")
+		_, _ = h.pool.Deliver(context.Background(), envelope("x@gmail.com"))
+		time.Sleep(2 * time.Second)
+		h.relays[0].On(smtptest.EndOfData).Delay(20 * time.Second)
+		begun := time.Now()
+		done := make(chan time.Duration, 8)
+		for range 3 {
+			go func() {
+				h.sends(envelope("x@gmail.com"), "accepted")
+				done <- time.Since(begun)
+			}()
+		}
+		for range 3 {
+			go func() {
+				h.sends(envelope("x@example.com"), "accepted")
+				done <- time.Since(begun)
+			}()
+		}
+		last := time.Duration(0)
+		for i := range 6 {
+			if last = <-done; i == 3 && last > 35*time.Second {
+				t.Errorf("the others took %v", last)
+			}
+		}
+		if last < 60*time.Second {
+			t.Errorf("three to the provider, 20 s each, took %v", last)
+		}
+	})
+}

@@ -60,7 +60,7 @@ type Config struct {
 	Limiter Limiter
 	// Store keeps what must outlive the process: how far the Relay.Warmup of each relay is. nil: the pool's memory.
 	Store Store
-	// MaxThrottleWait bounds how long a message waits for a limit. Default: 30 s. Negative: only the caller's context bounds it.
+	// MaxThrottleWait bounds how long a message waits for a limit, before each of its attempts. Default: 30 s. Negative: only the caller's context bounds it.
 	MaxThrottleWait time.Duration
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string
@@ -350,6 +350,11 @@ func (c *Config) validate() (*checked, error) {
 	for i := range c.Relays {
 		r, path := &c.Relays[i], fmt.Sprintf("Relays[%d]", i)
 		sessions[i] = r.validate(path, &f)
+		for name := range r.Warmup.PerProvider {
+			if !slices.ContainsFunc(providers, func(p Provider) bool { return p.Name == name }) {
+				f.add(fmt.Sprintf("%s.Warmup.PerProvider[%q]", path, name), "there is no such provider")
+			}
+		}
 		rules[i] = backoff.NewRules(compileRules(r.Rules, path+".Rules", &f), r.Profile.validate(path+".Profile", &f))
 		sessions[i].LocalName = local
 		if c.Dial != nil && r.Dial == nil && r.LocalAddr != "" {

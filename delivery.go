@@ -93,6 +93,7 @@ type recipient struct {
 
 	attempt    int // the last attempt that offered it
 	hops       int // relays that answered its RCPT with a 4xx
+	spread     int // relays that a mailbox provider has told to send less to it
 	refusals   int // relays whose policy refuses it, or the message, for good
 	ambiguous  bool
 	greylisted bool

@@ -30,6 +30,7 @@ type fare struct {
 	known                int         // their sum
 	short                atomic.Bool // it could not be paid whole
 	warm                 []warmed    // what is taken of warm-ups now; guarded by the lock of Pool.conns
+	strained             []strained  // what is paid of relays that are held back; likewise
 	buf                  [4]toll
 }
 
@@ -169,8 +170,8 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 	}
 	if r := f.fleet.ofLane(lane); r != nil {
 		r.meter.end(now, r.transactions(f), f.recipients, spent)
-		if !spent {
-			r.strainReturn(now, f)
+		if r.strainEnd(now, f, spent) {
+			others = true
 		}
 		r.warmEnd(f, spent)
 		if unused && r.meter.limits.Load().Connections.N > 0 {
@@ -348,7 +349,12 @@ func (a *attempt) spend() {
 // second takes a free connection slot of another relay for d, for a race.
 func (d *delivery) second(r *relay) (*connpool.Turn[*session.Conn], bool) {
 	if d.fare != nil {
-		return d.pool.conns.TryFare(r.lane, d.place.Bulk, d.fare, d.place.Lag)
+		t, ok := d.pool.conns.TryFare(r.lane, d.place.Bulk, d.fare, d.place.Lag)
+		if ok && d.fare.short.Load() {
+			t.Put(0)
+			return nil, false
+		}
+		return t, ok
 	}
 	return d.pool.conns.Try(r.lane, d.place.Bulk)
 }

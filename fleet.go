@@ -257,6 +257,7 @@ func (p *Pool) forget(f, kept *fleet) {
 	for _, r := range f.relays {
 		if kept.named(r.name) == nil { // of one name there is one standing
 			r.breaker.Stop()
+			p.douse(r)
 			r.untether()
 			p.conns.RemoveLane(r.lane)
 		}

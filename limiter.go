@@ -86,6 +86,9 @@ func (d *delivery) reserve(ctx context.Context) error {
 		return nil
 	}
 	lease, err := l.Reserve(ctx, charges, d.fleet.maxThrottle)
+	if err == nil && lease == nil {
+		err = errNoLease
+	}
 	if err == nil {
 		d.leases = append(d.leases, lease)
 		return nil
@@ -126,6 +129,9 @@ func (d *delivery) charge(ctx context.Context, r *relay) (ok bool, err error) {
 		return true, nil
 	}
 	lease, err := d.fleet.config.Limiter.Reserve(ctx, list, 0)
+	if err == nil && lease == nil {
+		err = errNoLease
+	}
 	if err == nil {
 		d.leases = append(d.leases, lease)
 		return true, nil
@@ -196,6 +202,8 @@ func (d *delivery) commitLeases() {
 		l.Commit()
 	}
 }
+
+var errNoLease = errors.New("it returned neither a Lease nor an error")
 
 // errLimiter hides what a Limiter's error matches: it must not look like what a relay said.
 func errLimiter(err error) error {

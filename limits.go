@@ -74,7 +74,7 @@ func (r Rate) bucket() throttle.Rate {
 
 // Limits bound what leaves in a time, and at a time. The zero value bounds nothing.
 //
-// They are taken when a message gets a connection, all at once, and given back unless the relay may have got the message. A message that one relay's Limits don't allow now goes to another relay of its tier. Where all
+// They are taken when a message gets a connection, all at once, and given back unless the relay may have got the message, refused it after it was sent, or refused it for its amount. A message that one relay's Limits don't allow now goes to another relay of its tier. Where all
 // that may take it are over their limits, or those of the whole pool, of its route, its provider, its stream or its sender are reached, it waits in the queue for connections, in its place, for Config.MaxThrottleWait at the most, and is deferred with ErrThrottled and RetryAfter
 // then. Where the wait would be longer than that it doesn't begin: a relay whose limit is reached for so long counts as one that can't take mail, so that another tier can.
 //

@@ -95,13 +95,18 @@ func TestRoutesWaitForTheirGroup(t *testing.T) {
 			t.Fatal("accepted")
 		}
 		h.relays[0].On(smtptest.EndOfData).Times(1).Delay(time.Minute)
-		go func() { _, _ = h.pool.Deliver(t.Context(), envelope("first@a.test")) }() // its answer comes first
+		first := make(chan struct{})
+		go func() { // its answer comes first
+			defer close(first)
+			_, _ = h.pool.Deliver(t.Context(), envelope("first@a.test"))
+		}()
 		synctest.Wait()
 		start := time.Now()
 		r, err := h.pool.Deliver(t.Context(), envelope("x@a.test"))
 		if took := time.Since(start); err != nil || whose(r) != "r0" || took < 50*time.Second {
 			t.Errorf("%s after %v: %v", whose(r), took, err)
 		}
+		<-first
 	})
 }
 

@@ -38,7 +38,7 @@ const (
 	RuleThrottle    RuleAction = iota // messages come too fast: half the rate and half the connections, from where they grow again
 	RuleConnections                   // half the connections; so many aren't tried again for an hour
 	RuleQuota                         // nothing is sent for an hour, then one message in each hour until one is taken
-	RuleGreylist                      // the recipient again later, over the same relay
+	RuleGreylist                      // a 4xx at RCPT: the recipient again later, over the same relay
 	RuleBackOff                       // a tenth of the rate, over one connection, until ten messages in a row were taken, a minute at the least and 30 at the most
 	RuleBlock                         // refused, whatever the amount: nothing follows
 	RuleIgnore                        // nothing follows, and no rule behind this one is looked at
@@ -143,6 +143,9 @@ func (x *Rule) compile(path string, f *faults) backoff.Rule {
 		r.Kind = backoff.Quota
 	case RuleGreylist:
 		r.Kind = backoff.Greylist
+		if x.Stage != "" && x.Stage != StageRcpt {
+			f.add(path+".Action", "greylisting is of a recipient: Stage is %q", StageRcpt)
+		}
 	case RuleBackOff:
 		r.Kind, r.BackOff = backoff.Throttle, true
 	case RuleBlock:

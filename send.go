@@ -250,6 +250,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		switch {
 		case ok && d.fare != nil && d.fare.short.Load(): // what it has to pay is there no more
 			r.giveBack(&d.turn, &permit)
+			d.denied.add(r.index)
 		case !ok:
 			d.denied.add(r.index) // its breaker opened, or let another probe through, between the choice and now
 		case d.unpaid || p.budget.spend() || !d.dear(r):
@@ -535,7 +536,12 @@ func (d *delivery) nobody() error {
 	var over *relay // its limits
 	now := time.Now()
 	var why []string
-	for _, r := range d.group.relays {
+	relays := d.group.relays
+	if tiers := d.tiers(); len(tiers) > 0 && len(tiers) < len(d.group.tiers) { // the others are none of its business
+		last := tiers[len(tiers)-1]
+		relays = relays[:last.first+len(last.relays)]
+	}
+	for _, r := range relays {
 		outside = outside && d.outside.Has(r.index)
 		if d.tried.Has(r.index) || d.outside.Has(r.index) || r.lacks(d) != nil {
 			continue
@@ -548,7 +554,9 @@ func (d *delivery) nobody() error {
 			wait = max(at.Sub(now), time.Second)
 		case d.closed(r):
 			over = r
-			wait = max(d.owed(r), time.Second)
+			if wait = max(d.owed(r), time.Second); wait == connpool.Never {
+				wait = 24 * time.Hour // not today
+			}
 		}
 		if d.retryAfter == 0 || wait < d.retryAfter {
 			d.retryAfter = wait

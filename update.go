@@ -65,6 +65,9 @@ func (p *Pool) replace(c *checked, why string) ([]news, error) {
 		r.current.Store(r.session)
 	}
 	p.mailhosts.adopt(c)
+	for _, r := range f.warming { // before anybody can send by f what the warm-up doesn't allow
+		r.kindle(p, &r.origin.Warmup, c.Store)
+	}
 	p.fleet.Store(f) // and from here on no turn begins by it
 	f.settle(time.Now())
 	for _, r := range f.relays {

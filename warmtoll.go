@@ -19,7 +19,8 @@ import (
 type warmth struct {
 	warming atomic.Pointer[warming] // nil: there is none
 	unit    atomic.Pointer[Warmup]
-	cold    atomic.Bool // the log was told that the Store fails
+	cold    atomic.Bool            // the log was told that the Store fails
+	chill   atomic.Pointer[string] // why; nil where it doesn't
 }
 
 // warmed is what a fare has taken of one relay's warm-up. It is guarded by the lock of Pool.conns.
@@ -29,28 +30,23 @@ type warmed struct {
 }
 
 // shares are the recipients of a fare by provider, as a warm-up counts them.
-func (f *fare) shares(w *Warmup) []share {
+func (f *fare) shares(w *Warmup) []warmup.Share {
 	if w.Unit == WarmupMessages || len(w.PerProvider) == 0 {
 		provider := ""
 		if len(f.mailboxes) == 1 && f.known == f.recipients {
 			provider = f.mailboxes[0].Name
 		}
-		return []share{{provider, w.count(f.recipients)}}
+		return []warmup.Share{{Provider: provider, N: w.count(f.recipients)}}
 	}
-	list, rest := make([]share, 0, len(f.mailboxes)+1), f.recipients
+	list, rest := make([]warmup.Share, 0, len(f.mailboxes)+1), f.recipients
 	for i, p := range f.mailboxes {
-		list = append(list, share{p.Name, f.each[i]})
+		list = append(list, warmup.Share{Provider: p.Name, N: f.each[i]})
 		rest -= f.each[i]
 	}
 	if rest > 0 {
-		list = append(list, share{"", rest})
+		list = append(list, warmup.Share{N: rest})
 	}
 	return list
-}
-
-type share struct {
-	provider string
-	n        int
 }
 
 // warmWait is how long it is until the relay's warm-up allows f.
@@ -59,15 +55,7 @@ func (r *standing) warmWait(now time.Time, f *fare) (d time.Duration) {
 	if w == nil {
 		return 0
 	}
-	sum := 0
-	shares := f.shares(r.unit.Load())
-	for _, s := range shares {
-		sum += s.n
-		d = max(d, w.schedule.Wait(now, s.provider, s.n))
-	}
-	if len(shares) > 1 {
-		d = max(d, w.schedule.Wait(now, "", sum))
-	}
+	d = w.schedule.WaitAll(now, f.shares(r.unit.Load()))
 	if d == warmup.Never {
 		return connpool.Never
 	}
@@ -80,15 +68,11 @@ func (r *standing) warmPay(now time.Time, f *fare) {
 	if w == nil {
 		return
 	}
-	x := warmed{warming: w}
-	for _, s := range f.shares(r.unit.Load()) {
-		t, ok := w.schedule.Take(now, s.provider, s.n)
-		if !ok {
-			f.short.Store(true)
-			break
-		}
-		x.taken = append(x.taken, t)
+	taken, ok := w.schedule.TakeAll(now, f.shares(r.unit.Load()))
+	if !ok {
+		f.short.Store(true)
 	}
+	x := warmed{warming: w, taken: taken}
 	f.warm = append(f.warm, x)
 }
 
@@ -112,7 +96,10 @@ func (r *standing) warmSays(now time.Time) string {
 	if w == nil {
 		return ""
 	}
+	why := r.chill.Load()
 	switch x := w.schedule.Today(now); {
+	case !x.Known && why != nil:
+		return "warm-up: " + *why
 	case !x.Known:
 		return "warm-up: the Store has not answered yet"
 	case x.Cap == 0 && x.Stage >= x.Stages:
@@ -150,6 +137,12 @@ func (p *Pool) fire(r *relay, w *warming) {
 			err = fmt.Errorf("the Store panicked: %v", x)
 		}
 		w.busy.Store(false)
+		if err == nil {
+			r.chill.Store(nil)
+		} else {
+			text := oneLine(err.Error())
+			r.chill.Store(&text)
+		}
 		switch {
 		case err != nil && !errors.Is(err, context.Canceled) && !r.cold.Swap(true):
 			p.log(context.Background(), slog.LevelWarn, "a warm-up can't go on", slog.String("relay", r.name), slog.String("error", err.Error()))
@@ -213,4 +206,16 @@ func (d *delivery) tiers() []*tier {
 		}
 	}
 	return d.group.tiers
+}
+
+// douse gives back to its Store what a relay that goes was granted and has not used.
+func (p *Pool) douse(r *relay) {
+	w := r.warming.Load()
+	if w == nil {
+		return
+	}
+	p.gate.spawn(p.ctx, func() {
+		defer func() { _ = recover() }() // the Store's; there is nobody to tell
+		_ = w.release(p.ctx)
+	})
 }

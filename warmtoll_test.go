@@ -208,9 +208,76 @@ func TestWarmupOverflow(t *testing.T) {
 				big.To = append(big.To, string(rune('a'+i%26))+string(rune('a'+i/26))+"@example.com")
 			}
 			r, err = h.pool.Deliver(context.Background(), big)
-			if o == smtplb.OverflowGroup && (err != nil || relaysTried(r) != "r1") || o == smtplb.OverflowTier && (!errors.Is(err, smtplb.ErrThrottled) || !strings.Contains(err.Error(), "more than a whole day's")) {
+			if o == smtplb.OverflowGroup && (err != nil || relaysTried(r) != "r1") || o == smtplb.OverflowTier && (!errors.Is(err, smtplb.ErrThrottled) || !strings.Contains(err.Error(), "warm-up: 1 of 24 today") || retryAfter(err) < 23*time.Hour) {
 				t.Errorf("%v: %v: %v", o, r, err)
 			}
 		})
 	}
+}
+
+// A message to several providers takes all of its shares at once, however little there is at a time, and doesn't go round in circles where it can't.
+func TestWarmupOfSeveralProviders(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			warmCurve(c, 240)
+			c.Relays[0].Warmup.PerProvider = map[string][]int{"gmail": {240}}
+		})
+		defer h.close()
+		to := func(n int) *smtplb.Envelope {
+			e := envelope()
+			for i := range n {
+				e.To = append(e.To, string(rune('a'+i))+"@gmail.com", string(rune('a'+i))+"@example.com")
+			}
+			return e
+		}
+		h.sends(to(1), "accepted accepted")
+		time.Sleep(13 * time.Hour)
+		h.sends(to(6), strings.TrimSpace(strings.Repeat("accepted ", 12)))
+		r, err := h.pool.Deliver(context.Background(), to(6))
+		if !errors.Is(err, smtplb.ErrThrottled) || len(r.Attempts) > 0 {
+			t.Errorf("%v: %v", r, err)
+		}
+		if w := h.pool.Stats().Relays[0].Warmup; w.Used != 14 {
+			t.Errorf("used: %d", w.Used)
+		}
+	})
+}
+
+// A message that is more than today's cap waits for the day that allows it; one that is more than tomorrow's too is told a day.
+func TestWarmupTooManyToday(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct{ n, hours int }{{7, 24}, {150, 24}} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) { warmCurve(c, 5, 100, 1000) })
+			defer h.close()
+			time.Sleep(10 * time.Hour)
+			h.sends(envelope("first@example.com"), "accepted") // the warm-up begins with the first mail
+			e := envelope()
+			for i := range x.n {
+				e.To = append(e.To, string(rune('a'+i%26))+string(rune('a'+i/26))+"@example.com")
+			}
+			_, err := h.pool.Deliver(context.Background(), e)
+			var se *smtplb.SendError
+			if !errors.As(err, &se) || !errors.Is(err, smtplb.ErrThrottled) || se.RetryAfter > 26*time.Hour || se.RetryAfter < 13*time.Hour {
+				t.Fatal(err)
+			}
+			if x.n > 100 {
+				return
+			}
+			time.Sleep(se.RetryAfter)
+			if r, err := h.pool.Deliver(context.Background(), e); err != nil {
+				t.Errorf("%v: %v", r, err)
+			}
+		})
+	}
+}
+
+// retryAfter is what a send's error says.
+func retryAfter(err error) time.Duration {
+	var se *smtplb.SendError
+	if !errors.As(err, &se) {
+		return 0
+	}
+	return se.RetryAfter
 }

@@ -630,7 +630,7 @@ func (p *Pool[C]) shutConn(c *conn[C], why Reason) {
 // not put off or cleared when that connection is used again: to be called once
 // too often per idle time is cheaper than to set a timer with every turn.
 func (p *Pool[C]) setAlarm(at, now time.Duration) {
-	if at >= p.alarm {
+	if at >= p.alarm || p.closed { // Close waits for the timer
 		return
 	}
 	p.alarm = at

@@ -158,8 +158,13 @@ func (s *Schedule) Take(now time.Time, provider string, n int) (Taken, bool) {
 	if s.waitLocked(t, provider, n) != 0 {
 		return Taken{}, false
 	}
+	return s.takeLocked(t, provider, n), true
+}
+
+// takeLocked takes what waitLocked has allowed.
+func (s *Schedule) takeLocked(t int64, provider string, n int) Taken {
 	if n <= 0 {
-		return Taken{}, true
+		return Taken{}
 	}
 	if s.rec.Used != s.date {
 		x := s.news[s.date]
@@ -168,13 +173,41 @@ func (s *Schedule) Take(now time.Time, provider string, n int) (Taken, bool) {
 	}
 	p := s.providers[provider]
 	if s.relay.limit == 0 && (p == nil || p.limit == 0) {
-		return Taken{}, true
+		return Taken{}
 	}
 	s.relay.take(t, n)
 	if p != nil {
 		p.take(t, n)
 	}
-	return Taken{s.date, provider, n, true}, true
+	return Taken{s.date, provider, n, true}
+}
+
+// Share is what is for one provider, or for none (""), of something that is taken as a whole.
+type Share struct {
+	Provider string
+	N        int
+}
+
+// WaitAll is Wait for several shares together.
+func (s *Schedule) WaitAll(now time.Time, shares []Share) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waitAllLocked(s.enterLocked(now), shares)
+}
+
+// TakeAll takes all the shares, where WaitAll is 0, or none.
+func (s *Schedule) TakeAll(now time.Time, shares []Share) ([]Taken, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.enterLocked(now)
+	if s.waitAllLocked(t, shares) != 0 {
+		return nil, false
+	}
+	list := make([]Taken, len(shares))
+	for i, x := range shares {
+		list[i] = s.takeLocked(t, x.Provider, x.N)
+	}
+	return list, true
 }
 
 // Return gives back n of what was taken, at most all that wasn't given back before: the relay can't have it. After the day has ended it is of no use to anybody.
@@ -301,6 +334,32 @@ func (s *Schedule) mergedLocked() *Record {
 	return r
 }
 
+// waitAllLocked is waitLocked for several shares together: the relay's books are asked for their sum.
+func (s *Schedule) waitAllLocked(t int64, shares []Share) time.Duration {
+	sum := 0
+	for _, x := range shares {
+		sum += x.N
+	}
+	wait := s.waitLocked(t, "", sum)
+	for _, x := range shares {
+		p := s.providers[x.Provider]
+		switch {
+		case p == nil || x.N <= 0:
+		case !s.known:
+			p.want = max(p.want, x.N)
+		case s.cfg.Start != 0 && s.date < s.cfg.Start:
+			wait = max(wait, s.beforeLocked(t, x.Provider, x.N))
+		default:
+			w := p.wait(t, s.date, x.N)
+			if w == 0 && p.lacks(x.N) {
+				w = s.leaseInLocked(t)
+			}
+			wait = max(wait, w)
+		}
+	}
+	return wait
+}
+
 func (s *Schedule) waitLocked(t int64, provider string, n int) time.Duration {
 	if n <= 0 {
 		return 0
@@ -391,7 +450,7 @@ func (b *book) wait(t int64, d Date, n int) time.Duration {
 	switch {
 	case b.limit == 0:
 		return 0
-	case n > b.limit:
+	case n > b.limit && b.next > 0 && n > b.next:
 		return Never
 	case b.used()+n > b.limit:
 		tomorrow := d.nanos() + dayNanos - t
