@@ -401,6 +401,9 @@ func (p *Pool[C]) handOut(l *lane[C]) {
 			return
 		}
 		p.serve(w, l)
+		if p.eased || p.easedAll { // others can pay because of that, and may be due before those of this lane
+			p.change(l)
+		}
 	}
 	l.opens = never // it is looked at when a slot is free
 }

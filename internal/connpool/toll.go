@@ -266,10 +266,16 @@ func (p *Pool[C]) easeOnce(all bool) {
 		list[first] = look(l) // what others took since may have been what it would pay with
 		if list[first].w == w {
 			p.serve(w, l)
+			p.publish(l)
+			if p.eased || p.easedAll { // somebody else can pay because of that, and may be due before the rest
+				for _, c := range list {
+					c.l.opens = 0
+				}
+				return
+			}
 			list[first] = look(l)
 		}
 		if list[first].w == nil {
-			p.trim(l)
 			list = slices.Delete(list, first, first+1) // in order: of the lanes that would do it is the lowest that serves
 		}
 	}

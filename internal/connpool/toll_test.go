@@ -317,6 +317,43 @@ func TestFareOrder(t *testing.T) {
 	}
 }
 
+// Somebody is served in one lane, and so the next of the same line in another can pay, who is due before the next in the first.
+func TestFareOrderBehindWhoIsServedElsewhere(t *testing.T) {
+	for _, event := range []string{"slots", "ease"} {
+		tolls(t, event, 2, 9, func(t *testing.T, w *tollWorld) {
+			w.gates.lanes = []*fakeGate{{every: time.Hour, burst: 2}}
+			g := w.rate(time.Hour, 3)
+			w.rate(time.Hour, 3)
+			spends(w.tryFare(0, w.fare(1))) // it has one left
+			if event == "slots" {
+				w.SetLimits(1, limits{Max: 1})
+				w.try(1)
+			} else {
+				spends(w.tryFare(1, w.fare(3, 0)))
+			}
+			modest := w.fare(2, 0)
+			modest.modest = true
+			first, next := w.pays(modest, 0, 0, 1), w.pays(w.fare(1, 0), 0, 0)
+			last := w.pays(w.fare(1, 0, 1), time.Second, 1)
+			first.waits()
+			next.waits()
+			last.waits()
+			if event == "slots" {
+				w.SetLimits(1, limits{Max: 9})
+			} else {
+				w.ledger.mu.Lock()
+				g.full = time.Now()
+				w.ledger.mu.Unlock()
+				w.Ease()
+			}
+			first.gets(1)
+			next.gets(0)
+			last.waits()
+			w.wantTokens(g, 0)
+		})
+	}
+}
+
 // A turn ends of which one waits for the lane, and another for what it has paid, and is due before.
 func TestFareEndsForOtherLanes(t *testing.T) {
 	for _, lane := range []int{0, 1} {
