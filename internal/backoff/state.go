@@ -116,9 +116,7 @@ func (s *State) Success(now time.Time, inUse int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.count(now)
-	if !now.Before(s.suspended) { // else it was begun before the refusal
-		s.held = 0
-	}
+	s.held = 0
 	if s.window < float64(inUse+headroom) {
 		s.window = s.limit(s.window+1/s.window, now)
 	}
@@ -179,11 +177,9 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 		return false
 	}
 	s.reacted = now
-	if s.held == 0 || s.mode { // else nothing was taken since the last one: it is closed for a time, as who counts by the minute is, whatever the rate
-		s.halveWindow(now)
-		if s.throttled(now) {
-			s.strike(now)
-		}
+	s.halveWindow(now)
+	if s.throttled(now) {
+		s.strike(now)
 	}
 	s.hold(now, g.Reply)
 	if s.mode {
