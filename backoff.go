@@ -111,7 +111,7 @@ func (s *strain) mailbox(provider string) *tether {
 	return s.providers[provider]
 }
 
-// mailboxes returns it, and begins it.
+// mailboxOf returns it, and begins it.
 func (r *relay) mailboxOf(provider string, now time.Time) *tether {
 	if t := r.strain.mailbox(provider); t != nil {
 		return t

@@ -19,7 +19,7 @@ type toll struct {
 	recipients int
 }
 
-// fare is what one attempt of a message costs. It does not change, and outlives the delivery: a connection that has lost its race may have paid it.
+// fare is what one attempt of a message costs. What it is for doesn't change. It outlives the delivery: a connection that has lost its race may have paid it.
 type fare struct {
 	fleet                *fleet
 	messages, recipients int

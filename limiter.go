@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/breaker"
@@ -77,32 +79,37 @@ func (e *ThrottledError) Is(target error) bool { return target == ErrThrottled }
 
 // reserve asks the Limiter for what no relay is part of.
 func (d *delivery) reserve(ctx context.Context) error {
-	l := d.fleet.config.Limiter
-	if l == nil || len(d.leases) > 0 {
+	if d.fleet.config.Limiter == nil || len(d.leases) > 0 {
 		return nil
 	}
 	charges := d.charges()
 	if len(charges) == 0 {
 		return nil
 	}
-	lease, err := l.Reserve(ctx, charges, d.fleet.maxThrottle)
-	if err == nil && lease == nil {
-		err = errNoLease
+	denied, err := d.lease(ctx, charges, d.fleet.maxThrottle)
+	if denied == nil {
+		return err
 	}
-	if err == nil {
-		d.leases = append(d.leases, lease)
-		return nil
-	}
-	var denied *ThrottledError
+	d.throttled = true
+	d.retryAfter = max(denied.RetryAfter, time.Second)
+	return denied
+}
+
+// lease asks the Limiter, whose denial is no error.
+func (d *delivery) lease(ctx context.Context, charges []Charge, maxWait time.Duration) (denied *ThrottledError, err error) {
+	lease, err := d.fleet.config.Limiter.Reserve(ctx, charges, maxWait)
 	switch {
+	case err == nil && lease == nil:
+		return nil, errLimiter(errNoLease)
+	case err == nil:
+		d.leases = append(d.leases, lease)
+		return nil, nil
 	case errors.As(err, &denied):
-		d.throttled = true
-		d.retryAfter = max(denied.RetryAfter, time.Second)
-		return denied
+		return denied, nil
 	case ctx.Err() != nil:
-		return contextError(ctx)
+		return nil, contextError(ctx)
 	}
-	return errLimiter(err)
+	return nil, errLimiter(err)
 }
 
 // charged asks the Limiter for what r needs of it, for d.turn, and gives turn and permit back where it isn't there.
@@ -128,23 +135,11 @@ func (d *delivery) charge(ctx context.Context, r *relay) (ok bool, err error) {
 	if len(list) == 0 {
 		return true, nil
 	}
-	lease, err := d.fleet.config.Limiter.Reserve(ctx, list, 0)
-	if err == nil && lease == nil {
-		err = errNoLease
-	}
-	if err == nil {
-		d.leases = append(d.leases, lease)
-		return true, nil
-	}
-	var denied *ThrottledError
-	switch {
-	case errors.As(err, &denied):
+	denied, err := d.lease(ctx, list, 0)
+	if denied != nil {
 		r.refusedUntil.Store(time.Now().Add(max(denied.RetryAfter, time.Millisecond)).UnixNano())
-		return false, nil
-	case ctx.Err() != nil:
-		return false, contextError(ctx)
 	}
-	return false, errLimiter(err)
+	return denied == nil && err == nil, err
 }
 
 // charges are those of d that no relay is part of: the smallest scope first.
@@ -168,8 +163,8 @@ func (d *delivery) charges() (list []Charge) {
 	for _, p := range f.providers {
 		list = addCharge(list, scopeProvider, p.Name, p.Limits, d.fare.messagesOf(providers[p]), providers[p])
 	}
-	for n, r := range f.routes {
-		list = addCharge(list, scopeRoute, r.name, c.Routes[n].Limits, d.fare.messagesOf(routes[n]), routes[n])
+	for _, n := range slices.Sorted(maps.Keys(routes)) { // there may be very many more
+		list = addCharge(list, scopeRoute, f.routes[n].name, c.Routes[n].Limits, d.fare.messagesOf(routes[n]), routes[n])
 	}
 	list = addCharge(list, scopeStream, d.env.Stream, f.streams[d.env.Stream].Limits, d.fare.messages, d.fare.recipients)
 	return addCharge(list, scopePool, "", c.Limits, d.fare.messages, d.fare.recipients)
