@@ -30,10 +30,32 @@ type newsletter struct {
 type posted struct {
 	copies   []atomic.Int32 // that the relays stored
 	outcomes []smtplb.Outcome
+	chosen   []time.Time // when, and which relay, of those that were accepted
+	relay    []string
 }
 
 func newPosted(n int) *posted {
-	return &posted{make([]atomic.Int32, n), make([]smtplb.Outcome, n)}
+	return &posted{make([]atomic.Int32, n), make([]smtplb.Outcome, n), make([]time.Time, n), make([]string, n)}
+}
+
+// note keeps what the receipt of message i says.
+func (l *posted) note(i int, r *smtplb.Receipt) {
+	l.outcomes[i] = r.Recipients[0].Outcome
+	for _, a := range r.Attempts {
+		if a.Accepted > 0 {
+			l.chosen[i], l.relay[i] = a.Start, a.Relay
+		}
+	}
+}
+
+// at returns when the relay was chosen for what it accepted.
+func (l *posted) at(relay string) (times []time.Time) {
+	for i, name := range l.relay {
+		if name == relay {
+			times = append(times, l.chosen[i])
+		}
+	}
+	return times
 }
 
 // check counts what is lost and what is there twice, and returns how many are accepted and unknown.
@@ -93,8 +115,6 @@ func (n newsletter) run(t *testing.T) {
 	network := smtptest.NewNetwork()
 	network.SetLatency(2*time.Millisecond, 2*time.Millisecond)
 	news, mails := newPosted(n.messages), newPosted(n.messages) // more resets than messages there aren't
-	var days [2]atomic.Int32                                    // what the new relay stored before midnight, and after
-	var ahead atomic.Int32                                      // of its warm-up
 	var refused [4]atomic.Int32
 	var early atomic.Int32 // of the tight one: in the first minute of its trouble
 	atGmail := punish(gmail, gmail)
@@ -111,18 +131,6 @@ func (n newsletter) run(t *testing.T) {
 				news.copies[number].Add(1)
 			} else {
 				mails.copies[number].Add(1)
-			}
-			if i == fresh {
-				day := 0
-				if !time.Now().Before(midnight) {
-					day = 1
-				}
-				stored := days[day].Add(1)
-				// Of a day's 1,000, or 2,000, a twenty-fourth is free at its beginning, and the rest bit by bit.
-				free := float64(1000*(day+1)) * (time.Since(time.Now().Truncate(24*time.Hour)).Hours() + 1) / 24
-				if float64(stored) > free {
-					ahead.Add(1)
-				}
 			}
 		}))
 		relays = append(relays, relay)
@@ -197,7 +205,7 @@ func (n newsletter) run(t *testing.T) {
 				start := time.Now()
 				r, _ := pool.Deliver(context.Background(), n.envelope('t', number, ""))
 				d := time.Since(start)
-				mails.outcomes[number] = r.Recipients[0].Outcome
+				mails.note(number, r)
 				wait := time.Duration(0)
 				for i := range r.Attempts {
 					wait += r.Attempts[i].Timings.Wait
@@ -225,8 +233,22 @@ func (n newsletter) run(t *testing.T) {
 	mails.outcomes = mails.outcomes[:sent]
 	accepted, unknown := news.check(t, "newsletter")
 	acceptedMails, unknownMails := mails.check(t, "resets")
+	// What the new relay was chosen for, before midnight and after: by that a message belongs to a day. Of a day's 1,000, or 2,000, a twenty-fourth is free at its beginning, and the rest bit by bit.
+	var days [2]int
+	ahead := 0
+	for _, at := range slices.SortedFunc(slices.Values(append(news.at("0"), mails.at("0")...)), time.Time.Compare) {
+		day := 0
+		if !at.Before(midnight) {
+			day = 1
+		}
+		days[day]++
+		if free := 1000 * time.Duration(day+1) * (at.Sub(at.Truncate(24*time.Hour)) + time.Hour); time.Duration(days[day])*24*time.Hour > free {
+			ahead++
+			t.Logf("the %d. message is ahead of the warm-up at %v", days[day], at)
+		}
+	}
 	t.Logf("newsletter: %d accepted, %d unknown, in %v and %d rounds, %d sent again; resets: %d accepted, %d unknown, waited %v at most, took %v at most (p99 %v); warm-up: %d before midnight, %d after",
-		accepted, unknown, ended, rounds, again, acceptedMails, unknownMails, slices.Max(waits), slices.Max(took), percentileOf(took, 99), days[0].Load(), days[1].Load())
+		accepted, unknown, ended, rounds, again, acceptedMails, unknownMails, slices.Max(waits), slices.Max(took), percentileOf(took, 99), days[0], days[1])
 	for i, r := range stats.Relays {
 		t.Logf("relay %d: %d accepted, %d refused for their amount", i, r.Accepted, refused[i].Load())
 	}
@@ -251,8 +273,8 @@ func (n newsletter) run(t *testing.T) {
 	if gmailed.Load() > 0 {
 		t.Errorf("Gmail was sent %d too many", gmailed.Load())
 	}
-	if ahead.Load() > 0 || days[0].Load() < 41 || days[1].Load() == 0 {
-		t.Errorf("the warm-up: %d messages before they were allowed; %d of 1000 before midnight, %d of 2000 after", ahead.Load(), days[0].Load(), days[1].Load())
+	if ahead > 0 || days[0] < 41 || days[1] == 0 {
+		t.Errorf("the warm-up: %d messages before they were allowed; %d of 1000 before midnight, %d of 2000 after", ahead, days[0], days[1])
 	}
 	// All could go out as quickly as Gmail takes its share of it. The relay that was killed is found out to be back when it is tried again, and has its share back a minute later. The pauses between rounds are
 	// what receipts ask for, and one message decides for its round.
@@ -277,7 +299,7 @@ func (n newsletter) send(pool *smtplb.Pool, news *posted) (rounds, again int, pa
 		var pause time.Duration
 		for r := range pool.DeliverAll(context.Background(), envelopes, smtplb.Bulk{}) {
 			_, number := letter(r.Envelope.To[0])
-			news.outcomes[number] = r.Receipt.Recipients[0].Outcome
+			news.note(number, r.Receipt)
 			if e := r.Receipt.Retry(r.Envelope); e != nil {
 				rest = append(rest, e)
 				var failed *smtplb.SendError
