@@ -56,6 +56,9 @@ const maxBulk, maxInFlight = 1000, 10_000
 // out nor is the end of ctx noticed meanwhile. No more is taken from seq than is in flight, and none is asked for once ctx has ended: whoever breaks off knows
 // that what has no Result was not sent. A closed pool goes on, and defers whatever comes.
 //
+// What waits for a limit waits for as long as it takes until it is its turn, and the sequence with it: the loop goes at the pace that the limits allow. Deferred with ErrThrottled is only what a limit has nothing for within
+// Config.MaxThrottleWait, whoever else waits: a day's quota that is used up, a rate of some an hour. (A Limiter isn't asked who waits: there it is InFlight times MaxThrottleWait.)
+//
 // A Reader is read to its end, and a go-mail message rendered, before seq is asked for the next envelope; a File is read in another goroutine, later.
 //
 // Yield a new Envelope each time, and let its message alone until its Result is handed out: bytes that are filled with the next recipient's text while they are being
@@ -145,7 +148,7 @@ func (b *bulk) start(e *Envelope) {
 		c.To = slices.Clone(e.To)
 		job.envelope = &c
 		if k := c.Body.kind; k == bodyReader || k == bodyMessage {
-			job.delivery, job.result.Err = b.pool.prepare(b.ctx, &c)
+			job.delivery, job.result.Err = b.prepare(&c)
 		}
 	}
 	inFlight := b.pulled - b.back
@@ -179,12 +182,23 @@ func (b *bulk) deliver(job bulkJob) {
 		}
 		b.done <- job
 	}()
-	if job.delivery != nil {
-		job.result.Receipt, job.result.Err = b.pool.complete(b.ctx, job.delivery)
-	} else {
-		job.result.Receipt, job.result.Err = b.pool.Deliver(b.ctx, job.envelope)
+	if job.delivery == nil {
+		job.delivery, job.result.Err = b.prepare(job.envelope)
 	}
+	if job.result.Err == nil {
+		job.result.Receipt, job.result.Err = b.pool.complete(b.ctx, job.delivery)
+	}
+	job.delivery = nil
 	job.ended = true
+}
+
+// prepare is Pool.prepare, for a message that has others of the same sequence before it.
+func (b *bulk) prepare(e *Envelope) (*delivery, error) {
+	d, err := b.pool.prepare(b.ctx, e)
+	if err == nil {
+		d.fellows = b.limit
+	}
+	return d, err
 }
 
 // finished reports whether a result can be handed out, and waits for one if it is told to.

@@ -231,6 +231,11 @@ func (d *delivery) tooDear() time.Duration {
 	return wait
 }
 
+// patient reports whether d goes on waiting for a limit that has something for it after wait: in a DeliverAll it is others of the same sequence that it waits for.
+func (d *delivery) patient(wait time.Duration) bool {
+	return d.fellows > 0 && wait <= d.fleet.maxThrottle
+}
+
 // ask is what d asks a meter, outside the queue: an estimate, as others pay meanwhile.
 func (d *delivery) ask() connpool.Ask { return connpool.Ask{Now: time.Now(), At: connpool.Last} }
 

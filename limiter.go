@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -86,7 +87,11 @@ func (d *delivery) reserve(ctx context.Context) error {
 	if len(charges) == 0 {
 		return nil
 	}
-	denied, err := d.lease(ctx, charges, d.fleet.maxThrottle)
+	most := d.fleet.maxThrottle
+	if d.fellows > 1 { // each of those that may be before it waits for so long
+		most *= min(time.Duration(d.fellows), math.MaxInt64/max(most, 1))
+	}
+	denied, err := d.lease(ctx, charges, most)
 	if denied == nil {
 		return err
 	}

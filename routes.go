@@ -390,7 +390,7 @@ func (d *delivery) branch(r *route) *delivery {
 	copy(b.again, d.again)
 	b.prefer, b.made, b.try.relay, b.moved = d.prefer, d.made, d.try.relay, d.moved
 	b.larger, b.tooLargeFor = d.larger, d.tooLargeFor
-	b.sticks = d.sticks
+	b.sticks, b.fellows = d.sticks, d.fellows
 	return b
 }
 

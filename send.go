@@ -220,6 +220,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			case err == errThrottled || err == errAllBusy && !(d.fleet.spill && d.spills(tier)):
 				wait := d.throttledFor()
 				switch {
+				case err == errThrottled && d.patient(wait): // those before it had what there was
+					d.throttleUntil = time.Time{}
 				case wait > 0 || chanced:
 					return permit, false, d.overLimit(wait)
 				case err == errAllBusy:

@@ -1,0 +1,145 @@
+package smtplb_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/smtplb/smtplb"
+)
+
+// A DeliverAll goes at the pace of its limits, however slow they are and however many are in flight: none of its messages is deferred because of those before it.
+func TestBulkKeepsThePace(t *testing.T) {
+	t.Parallel()
+	for name, x := range map[string]struct {
+		change func(c *smtplb.Config)
+		opts   smtplb.Bulk
+	}{
+		"pool":       {func(c *smtplb.Config) { c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1} }, smtplb.Bulk{}},
+		"recipients": {func(c *smtplb.Config) { c.Limits.Recipients = smtplb.Rate{N: 1, Burst: 1} }, smtplb.Bulk{InFlight: 80}},
+		"each relay": {func(c *smtplb.Config) { c.Relays[0].Limits.Messages, c.Relays[1].Limits.Messages = half, half }, smtplb.Bulk{Ordered: true}},
+		"one of two": {func(c *smtplb.Config) {
+			c.Relays[0].Limits.Messages = half
+			c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
+		}, smtplb.Bulk{}},
+		"sender": {func(c *smtplb.Config) { c.PerSender.Messages = smtplb.Rate{N: 1, Burst: 1} }, smtplb.Bulk{InFlight: 80}},
+		"one connection": {func(c *smtplb.Config) {
+			c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
+			c.Relays[0].Conns.Max, c.Relays[1].Conns.Max = 1, 1
+		}, smtplb.Bulk{InFlight: 80}},
+		"a short patience": {func(c *smtplb.Config) {
+			c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
+			c.MaxThrottleWait = time.Second
+		}, smtplb.Bulk{InFlight: 80}},
+		"two routes": {func(c *smtplb.Config) {
+			c.Routes = []smtplb.Route{{Recipients: []string{"example.org"}, Relays: []string{"r1"}}}
+			c.Limits.Recipients = smtplb.Rate{N: 2, Burst: 2}
+		}, smtplb.Bulk{InFlight: 80}},
+		"a Limiter": {func(c *smtplb.Config) {
+			c.Limits.Messages, c.Limiter = smtplb.Rate{N: 1, Burst: 1}, smtplb.LocalLimiter()
+		}, smtplb.Bulk{InFlight: 80}},
+		"a Limiter for relays": {func(c *smtplb.Config) {
+			c.Relays[0].Limits.Messages, c.Relays[1].Limits.Messages, c.Limiter = half, half, smtplb.LocalLimiter()
+		}, smtplb.Bulk{InFlight: 80}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bubble(t, func(t *testing.T) {
+				h := newHouse(t, 2, x.change)
+				defer h.close()
+				list := make([]*smtplb.Envelope, 90)
+				for i := range list {
+					list[i] = envelope(fmt.Sprintf("x%d@example.com", i))
+					if name == "two routes" {
+						list[i].To = append(list[i].To, fmt.Sprintf("x%d@example.org", i))
+					}
+				}
+				begun, n := time.Now(), 0
+				for r := range h.pool.DeliverAll(context.Background(), slices.Values(list), x.opts) {
+					if r.Err != nil {
+						t.Errorf("message %d after %v: %v", n, time.Since(begun), r.Err)
+					}
+					n++
+				}
+				if took := time.Since(begun); n != 90 || took < 87*time.Second || took > 93*time.Second {
+					t.Errorf("%d results in %v", n, took)
+				}
+			})
+		})
+	}
+}
+
+var half = smtplb.Rate{N: 0.5, Burst: 1}
+
+// Who isn't of the loop waits no longer than MaxThrottleWait, and the loop ends with its context.
+func TestBulkBesideOthers(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Limits.Messages = smtplb.Rate{N: 0.25, Burst: 1}
+			c.MaxThrottleWait = 10 * time.Second
+		})
+		defer h.close()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			time.Sleep(time.Minute)
+			begun := time.Now()
+			_, err := h.pool.Deliver(context.Background(), envelope("reset@example.com"))
+			if took := time.Since(begun); !errors.Is(err, smtplb.ErrThrottled) || took < 10*time.Second || took > 11*time.Second {
+				t.Errorf("after %v: %v", took, err)
+			}
+		})
+		sent, ended, begun := 0, 0, time.Now()
+		for r := range h.pool.DeliverAll(ctx, slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, 100)), smtplb.Bulk{InFlight: 40}) {
+			switch {
+			case r.Err == nil:
+				sent++
+			case errors.Is(r.Err, context.DeadlineExceeded):
+				ended++
+			default:
+				t.Error(r.Err)
+			}
+		}
+		wg.Wait()
+		if took := time.Since(begun); sent < 29 || sent > 31 || ended < 40 || took < 115*time.Second || took > 2*time.Minute+time.Second {
+			t.Errorf("%d sent, %d ended after %v", sent, ended, took)
+		}
+	})
+}
+
+// What a limit has nothing for within MaxThrottleWait is deferred in a DeliverAll too.
+func TestBulkDefersAQuota(t *testing.T) {
+	t.Parallel()
+	for _, limiter := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				c.Limits.Messages = smtplb.Rate{N: 24, Per: 24 * time.Hour, Burst: 5}
+				if limiter {
+					c.Limiter = smtplb.LocalLimiter()
+				}
+			})
+			defer h.close()
+			sent, throttled, begun := 0, 0, time.Now()
+			for r := range h.pool.DeliverAll(t.Context(), slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, 20)), smtplb.Bulk{InFlight: 10}) {
+				var failed *smtplb.SendError
+				switch {
+				case r.Err == nil:
+					sent++
+				case errors.Is(r.Err, smtplb.ErrThrottled) && errors.As(r.Err, &failed) && failed.RetryAfter > 50*time.Minute:
+					throttled++
+				default:
+					t.Error(r.Err)
+				}
+			}
+			if took := time.Since(begun); sent != 5 || throttled != 15 || took > time.Second {
+				t.Errorf("Limiter %v: %d sent, %d throttled, in %v", limiter, sent, throttled, took)
+			}
+		})
+	}
+}
