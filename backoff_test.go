@@ -1,6 +1,7 @@
 package smtplb_test
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -28,7 +29,10 @@ func TestBackoffFindsTheRate(t *testing.T) {
 			refused := make([]int, minutes+1)
 			accepted := make([]int, minutes+1)
 			over := smtptest.Over(rate/2, time.Second, rate/2)
+			var mu sync.Mutex // guards refused and accepted
 			h.relays[0].On(smtptest.Mail).If(func(e *smtptest.Event) bool {
+				mu.Lock()
+				defer mu.Unlock()
 				minute := min(int(time.Since(begun)/time.Minute), minutes)
 				if over(e) {
 					refused[minute]++
