@@ -57,20 +57,20 @@ func main() {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := demo(t, filepath.Join(dir, "state"))
+		r := demo(t, filepath.Join(dir, "state"), days)
 		r.print(os.Stdout)
 		os.RemoveAll(dir)
 		os.Exit(0) // before package testing says PASS
 	}}}, nil, nil)
 }
 
-func demo(t *testing.T, file string) *result {
+func demo(t *testing.T, file string, last int) *result {
 	r := &result{copies: make(map[string]int)}
-	synctest.Test(t, func(t *testing.T) { r.run(t, file) })
+	synctest.Test(t, func(t *testing.T) { r.run(t, file, last) })
 	return r
 }
 
-func (r *result) run(t *testing.T, file string) {
+func (r *result) run(t *testing.T, file string, last int) {
 	began := time.Now() // midnight, in UTC
 	day := func() int { return min(int(time.Since(began)/(24*time.Hour)), days-1) }
 	network := smtptest.NewNetwork()
@@ -86,7 +86,7 @@ func (r *result) run(t *testing.T, file string) {
 	}
 	c := config(file)
 	c.Dial = network.DialContext
-	for half := range 2 * days { // each is a process of its own
+	for half := range 2 * last { // each is a process of its own
 		pool, err := smtplb.New(c)
 		if err != nil {
 			t.Fatal(err)

@@ -90,7 +90,11 @@ func TestPrefixAndWindowBounds(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	var worst float64
-	for range 5000 {
+	tables := 5000
+	if !thorough() {
+		tables = 1000
+	}
+	for range tables {
 		weights := randomWeights(r)
 		n := len(weights)
 		sum := 0
@@ -412,7 +416,10 @@ func TestDrawAmongNobody(t *testing.T) {
 // χ² against the weights. The limits are at p = 10⁻⁹ (Wilson–Hilferty), so that a sound draw fails about once in 10⁸ runs.
 func TestDrawAmongChiSquared(t *testing.T) {
 	t.Parallel()
-	const draws = 200000
+	draws := 200000
+	if !thorough() {
+		draws = 40000
+	}
 	many := make([]float64, 200)
 	for i := range many {
 		many[i] = float64(1 + i%7)
@@ -451,7 +458,7 @@ func TestDrawAmongChiSquared(t *testing.T) {
 					}
 					continue
 				}
-				e := draws * w / sum
+				e := float64(draws) * w / sum
 				chi += (count[i] - e) * (count[i] - e) / e
 				df++
 			}

@@ -28,6 +28,9 @@ func seeds(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 		run(*seedFlag)
 		return
 	}
+	if !thorough() {
+		n = max(n/3, 20)
+	}
 	for range n {
 		if seed := rand.Uint64(); !run(seed) {
 			t.Fatalf("to repeat: go test -run '%s' -seed=%d", t.Name(), seed)

@@ -18,7 +18,11 @@ func TestKeyedAgainstModel(t *testing.T) {
 	k := throttle.NewKeyed(rate, 1<<20)
 	models, kept := map[string]*model{}, map[string]*throttle.Bucket{}
 	now, most := t0, 0
-	for i := range 200_000 {
+	times := 200_000
+	if !thorough() {
+		times = 60_000
+	}
+	for i := range times {
 		key := fmt.Sprint(i/20000, "-", rnd.IntN(1000))
 		m := models[key]
 		if m == nil {
@@ -118,7 +122,10 @@ func TestKeyedSet(t *testing.T) {
 // A million keys are small, and none of them is a part of what it was cut out of.
 func TestKeyedMemory(t *testing.T) {
 	keys := 1_000_000
-	if raceEnabled {
+	switch {
+	case !thorough():
+		keys = 30_000
+	case raceEnabled:
 		keys = 100_000
 	}
 	heap := func() uint64 {
