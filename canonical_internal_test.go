@@ -147,7 +147,11 @@ func randomMessage(r *rand.Rand, lines int, edges ...int) []byte {
 func TestScannerBlocks(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
-	for i := range 1000 {
+	messages := 1000
+	if !Thorough() {
+		messages = 200
+	}
+	for i := range messages {
 		raw := randomMessage(r, r.IntN(30), 0, 1, 100, 1000)
 		most := []int{1, 2, 7, 100, 1000, 5000}[i%6]
 		checkScanner(t, raw, func() int { return 1 + r.IntN(most) })

@@ -290,6 +290,9 @@ func TestFailureNotes(t *testing.T) {
 								continue
 							}
 							cells++
+							if !smtplb.Thorough() && cells%5 != 1 {
+								continue
+							}
 							t.Run(c.name(), func(t *testing.T) {
 								synctest.Test(t, func(t *testing.T) { c.run(t, want) })
 							})

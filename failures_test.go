@@ -3,7 +3,6 @@ package smtplb_test
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"runtime"
 	"strings"
@@ -17,10 +16,8 @@ import (
 	"github.com/smtplb/smtplb/smtptest"
 )
 
-var matrixAll = flag.Bool("matrix.all", false, "the failure matrix leaves nothing out under the race detector")
-
-// slow reports whether the nth way of a row is left out: under the race detector, which takes ten times as long, it is one of five that is tried.
-func slow(n int) bool { return raceEnabled && !*matrixAll && n%5 != 0 }
+// slow reports whether the nth way of a row is left out: under the race detector, which takes ten times as long, it is one of ten that is tried.
+func slow(n int) bool { return !smtplb.Thorough() && n%10 != 0 }
 
 // TestFailureMatrix brings about every cell of failureTable with a pool of two relays, and with one of the faulty relay alone. It checks the outcome for each recipient, who was tried,
 // what the breaker counted, what became of the connection, how long it took, what the relays stored, and that nothing was sent

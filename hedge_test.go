@@ -318,7 +318,10 @@ func TestHedgeGreyRelay(t *testing.T) {
 func TestHedgesAreFew(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		const senders, each = 25, 400
+		senders, each := 25, 400
+		if !smtplb.Thorough() {
+			each = 100
+		}
 		h, d := newRaces(t, 3, func(c *smtplb.Config) {
 			c.Balancer = nil
 			for i := range c.Relays {
@@ -621,7 +624,11 @@ func TestRacingDialHasTheCallersContext(t *testing.T) {
 // Whatever happens to races, every slot comes back, every message has a true outcome, and no fault is counted twice.
 func TestRandomRaces(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(100) {
+	seeds := uint64(100)
+	if !smtplb.Thorough() {
+		seeds = 30
+	}
+	for seed := range seeds {
 		bubble(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 4))
 			h, d := newRaces(t, 4, func(c *smtplb.Config) {

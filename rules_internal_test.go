@@ -163,10 +163,13 @@ func TestBackoffAgreesWithVerdict(t *testing.T) {
 		"connections limit", "message rate", "too much mail", "5.5.3 too many recipients", "5.5.3 no", "throttled-by@example.com", "unknown user daily@limit.example", "per day limit", "messages per second", "recipient limit", "too frequent", "try again in 5 minutes",
 	}
 	subjects := []string{"", "0.0", "1.1", "1.5", "1.7", "1.8", "1.90", "2.0", "2.1", "2.2", "2.251", "2.252", "2.256", "3.0", "3.1", "3.2", "3.4", "4.2", "4.5", "5.3", "6.7", "7.0", "7.1", "7.8", "7.9", "7.12", "7.27", "7.28", "7.232", "7.233", "7.236", "7.500", "7.650", "7.651", "7.652", "7.653"}
-	n, asks := 0, 0
+	n, asks, tried := 0, 0, 0
 	for _, code := range []int{421, 432, 450, 451, 452, 454, 500, 504, 530, 535, 550, 552, 553, 554, 555} {
 		for _, subject := range subjects {
 			for _, text := range texts {
+				if tried++; !Thorough() && tried%7 > 0 {
+					continue
+				}
 				if subject != "" {
 					text = fmt.Sprintf("%d.%s %s", code/100, subject, text)
 				}

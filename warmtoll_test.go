@@ -23,9 +23,12 @@ func TestWarmup(t *testing.T) {
 		curve := []int{48, 96, 240}
 		h := newHouse(t, 2, func(c *smtplb.Config) { warmCurve(c, curve...) })
 		defer h.close()
-		const every = 5 * time.Minute
+		every, bout := 5*time.Minute, 1
+		if !smtplb.Thorough() { // a pool that is idle for 5 minutes stops its clock, of which each second of four days is most of the work
+			every, bout = time.Hour, 12
+		}
 		day := func() (first, second int) {
-			for range int(24 * time.Hour / every) {
+			for i := range int(24*time.Hour/every) * bout {
 				r, err := h.pool.Deliver(context.Background(), envelope("x@example.com", "y@example.com"))
 				if err != nil {
 					t.Fatal(err)
@@ -38,7 +41,9 @@ func TestWarmup(t *testing.T) {
 				default:
 					t.Errorf("%v", r)
 				}
-				time.Sleep(every)
+				if (i+1)%bout == 0 {
+					time.Sleep(every)
+				}
 			}
 			return first, second
 		}
