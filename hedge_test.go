@@ -275,7 +275,9 @@ func TestHedgeGreyRelay(t *testing.T) {
 				d.net = h.net
 				c := smtplb.Config{Dial: d.dial, Health: smtplb.Health{Interval: -1}}
 				for i, s := range h.relays {
-					c.Relays = append(c.Relays, smtplb.Relay{Name: fmt.Sprint("r", i), Addr: fmt.Sprintf("r%d.test:25", i), TLSConfig: s.ClientTLS()})
+					trust := s.ClientTLS()
+					trust.CurvePreferences = cheap
+					c.Relays = append(c.Relays, smtplb.Relay{Name: fmt.Sprint("r", i), Addr: fmt.Sprintf("r%d.test:25", i), TLSConfig: trust})
 				}
 				h.pool, _ = smtplb.New(c)
 				h.net.SetLatency(5*time.Millisecond, 5*time.Millisecond)

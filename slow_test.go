@@ -17,10 +17,14 @@ import (
 // TestSlowRelayGetsLess: one of four takes 20 times as long for an envelope, and is well again afterwards.
 func TestSlowRelayGetsLess(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
+	tests := []struct {
 		balancer smtplb.Balancer
 		less     bool
-	}{{smtplb.Adaptive(), true}, {nil, true}, {smtplb.RoundRobin(), false}, {smtplb.LeastInFlight(), false}} {
+	}{{smtplb.Adaptive(), true}, {smtplb.RoundRobin(), false}, {nil, true}, {smtplb.LeastInFlight(), false}}
+	if !smtplb.Thorough() {
+		tests = tests[:2]
+	}
+	for _, test := range tests {
 		t.Run(fmt.Sprint(test.balancer), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				h := newHouse(t, 4, func(c *smtplb.Config) {
@@ -134,6 +138,7 @@ func after(then time.Time, times []time.Time) []time.Time {
 
 // TestSlowRelayRests: once it is found out, a slow relay gets a message now and then, however many there are; who asks is told so. When it is well, it is found out too.
 func TestSlowRelayRests(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h, slow, starts := slowHouse(t, nil)
 		defer h.close()
@@ -171,6 +176,7 @@ func TestSlowRelayRests(t *testing.T) {
 
 // TestSlowRelayOfTwoMinds: a relay that is slow every third time isn't well. Its mean says so, and it is not forgotten for two quick answers here and two there.
 func TestSlowRelayOfTwoMinds(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h, slow, starts := slowHouse(t, nil)
 		defer h.close()
@@ -187,6 +193,7 @@ func TestSlowRelayOfTwoMinds(t *testing.T) {
 
 // TestStoppedRelayDoesNotRest: a relay that doesn't answer at all looks slow, and then its breaker is to open soon, whatever few messages it has.
 func TestStoppedRelayDoesNotRest(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h, _, _ := slowHouse(t, nil)
 		defer h.close()
@@ -213,6 +220,7 @@ func TestStoppedRelayDoesNotRest(t *testing.T) {
 
 // TestSlowRelayInNeed: a slow relay that rests is used where no other has a free connection, and where a message was at all the others.
 func TestSlowRelayInNeed(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		h, slow, starts := slowHouse(t, func(c *smtplb.Config) {
 			for i := range c.Relays {
@@ -264,6 +272,7 @@ func TestSlowRelayInNeed(t *testing.T) {
 
 // TestSlowRelayOfMostWeight: where more than half of the weight is slow, the rest isn't to do its work. It has less then, and no rest.
 func TestSlowRelayOfMostWeight(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ weight, least, most int }{{3, 5, 6}, {4, 20, 300}} {
 		bubble(t, func(t *testing.T) {
 			h, slow, starts := slowHouse(t, func(c *smtplb.Config) { c.Relays[1].Weight = test.weight })
