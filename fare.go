@@ -153,6 +153,7 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 		r.warmPay(now, f)
 		if fresh {
 			r.meter.connected(now)
+			r.strain.dialled(now, 1)
 		}
 	}
 }
@@ -176,6 +177,9 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 		r.warmEnd(f, spent)
 		if unused && r.meter.limits.Load().Connections.N > 0 {
 			r.meter.connections.Return(now, 1)
+		}
+		if unused {
+			r.strain.dialled(now, -1)
 		}
 	}
 	return others
@@ -206,7 +210,7 @@ func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
 	if a.Fresh && r.meter.limits.Load().Connections.N > 0 {
 		d = max(d, r.meter.connections.Wait(a.Now, 1))
 	}
-	d = max(d, r.strainWait(a.Now, f), r.warmWait(a.Now, f))
+	d = max(d, r.strainWait(a, f), r.warmWait(a.Now, f))
 	if until := r.refusedUntil.Load(); until != 0 {
 		d = max(d, time.Duration(until-a.Now.UnixNano()))
 	}
@@ -245,7 +249,17 @@ func (d *delivery) owed(r *relay) time.Duration {
 		return 0
 	}
 	a := d.ask()
+	a.Fresh = r.mustDial()
 	return r.tollWait(&a, d.fare)
+}
+
+// mustDial reports whether a message for the relay needs a new connection, where these are limited: none comes back that another has.
+func (r *relay) mustDial() bool {
+	if !r.strain.dials.tight.Load() && r.meter.limits.Load().Connections.N <= 0 {
+		return false
+	}
+	x := r.pool.conns.Stats(r.lane)
+	return x.Idle+x.Held == 0
 }
 
 // closed reports whether r's own limits keep d from it for longer than d waits for them: it counts as a relay that can't take mail.
@@ -340,6 +354,7 @@ func (d *delivery) dues(r *relay) string {
 func (r *standing) dials(t *connpool.Turn[*session.Conn]) {
 	if !t.Dials() {
 		r.meter.connected(time.Now())
+		r.strain.dialled(time.Now(), 1)
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 
 // Snapshot is a State at one time.
 type Snapshot struct {
-	Window, MaxConns int     // MaxConns 0: any number
+	Window, MaxConns int     // MaxConns 0: any number; Window 0, which State doesn't say: there is nothing to tell of it
 	Rate, Configured float64 // messages a second; 0: any number
 	BackOff          bool
 	BackOffUntil     time.Time // at the latest
@@ -54,8 +54,10 @@ func (x Snapshot) String() string {
 			b.WriteString(" of " + rateText(x.Configured))
 		}
 	}
-	fmt.Fprintf(&b, ", window %d", x.Window)
-	if x.MaxConns > 0 {
+	if x.Window > 0 {
+		fmt.Fprintf(&b, ", window %d", x.Window)
+	}
+	if x.Window > 0 && x.MaxConns > 0 {
 		fmt.Fprintf(&b, " of %d", x.MaxConns)
 	}
 	if x.BackOff && x.Effect != effectBackOff {
