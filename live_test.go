@@ -330,3 +330,26 @@ func BenchmarkExplain(b *testing.B) {
 		}
 	}
 }
+
+// A transport map with a host of its own for each domain: what a route costs doesn't depend on how many others there are (compare us/route).
+func BenchmarkNewRoutes(b *testing.B) {
+	for _, n := range []int{1000, 6000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			c := smtplb.Config{}
+			for i := range n {
+				addr := fmt.Sprintf("mx%d.example.net:25", i)
+				c.Relays = append(c.Relays, smtplb.Relay{Addr: addr, RoutedOnly: i > 0})
+				c.Routes = append(c.Routes, smtplb.Route{Recipients: []string{fmt.Sprintf("example%d.com", i)}, Relays: []string{addr}})
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				p, err := smtplb.New(c)
+				if err != nil {
+					b.Fatal(err)
+				}
+				p.Close()
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(n), "us/route")
+		})
+	}
+}
