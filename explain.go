@@ -27,7 +27,7 @@ type Plan struct {
 	Waits      bool           // all candidates are full: the send waits for the first free connection of any of them
 	MaxWait    time.Duration  // where it Waits: how long, at the most; 0: as long as its context lasts
 	Then       string         // what it does after MaxWait, in words
-	Limit      string         // where it Waits for a limit rather than a connection: which, in words; also where it would not wait for so long, and is deferred with ErrThrottled at once
+	Limit      string         // where it Waits for a limit rather than a connection: which, in words (of several as in ThrottledError); also where it would not wait for so long, and is deferred with ErrThrottled at once
 	NextToken  time.Time      // when that limit allows it, if nothing else uses it up; zero where that is not known
 	Hopeless   bool           // there is no candidate because no relay offers what the message needs: it would fail
 	NextChance time.Time      // where there is no candidate: when a relay may be tried again; zero where that is not known
@@ -190,9 +190,12 @@ func (d *delivery) plan(now time.Time) Plan {
 	if chosen != nil {
 		return plan
 	}
-	if err := d.nobody(); err == nil {
+	switch err := d.nobody().(type) {
+	case nil:
 		plan.Hopeless = true
 		return plan
+	case *ThrottledError:
+		plan.Limit = err.Reason
 	}
 	plan.RetryAfter = d.retryAfter
 	for _, x := range plan.Skipped {
@@ -209,10 +212,13 @@ func (p *Plan) limited(d *delivery) {
 	if wait == 0 {
 		return
 	}
-	denied := d.overLimit(wait)
-	p.Limit = denied.Reason
-	if wait == connpool.Never {
+	x := d.limitReached()
+	p.Limit = x.text
+	switch {
+	case x.vague:
 		return
+	case wait == connpool.Never:
+		wait = x.wait
 	}
 	p.NextToken = p.Time.Add(wait)
 	switch most := d.fleet.maxThrottle; {
@@ -225,7 +231,7 @@ func (p *Plan) limited(d *delivery) {
 // deny tells of the limit that d doesn't wait for, as that takes so long.
 func (p *Plan) deny(d *delivery, wait time.Duration) {
 	denied := d.overLimit(wait)
-	p.Limit, p.RetryAfter, p.NextToken = denied.Reason, denied.RetryAfter, p.Time.Add(wait)
+	p.Limit, p.RetryAfter, p.NextToken = denied.Reason, denied.RetryAfter, p.Time.Add(denied.RetryAfter)
 	p.NextChance = p.NextToken
 }
 
@@ -355,7 +361,10 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	if d.closed(r) {
-		x.Why, x.Until = d.dues(r), time.Now().Add(d.owed(r))
+		x.Why = d.dues(r)
+		if wait := d.owed(r); wait != connpool.Never {
+			x.Until = time.Now().Add(wait)
+		}
 		return x
 	}
 	x.Failover = true
