@@ -230,25 +230,39 @@ func (d *delivery) obey() {
 	if d.fleet.table == nil {
 		return
 	}
+	all := d.ruler()
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome != 0 {
 			continue
 		}
-		r := d.routeOf(x)
-		switch {
-		case r.action == RouteDeliver:
-		case d.env.RequireAll && r.action != RouteDiscard:
-			for i := range d.rcpts {
-				if x := &d.rcpts[i]; x.outcome == 0 {
-					d.rule(x, r)
-				}
-			}
-			return
-		default:
+		r := all
+		if r == nil {
+			r = d.routeOf(x)
+		}
+		if r.action != RouteDeliver {
 			d.rule(x, r)
 		}
 	}
+}
+
+// ruler is the route that decides for all recipients of RequireAll, as not all of them may be sent to; nil where there is none. Whoever is named first, one that fails comes before one that defers: the message can't go, however often
+// it is tried, and who is told that it may would be told so for ever. Beside either nobody is discarded: what became of the message is one thing.
+func (d *delivery) ruler() (all *route) {
+	if !d.env.RequireAll {
+		return nil
+	}
+	for i := range d.rcpts {
+		if x := &d.rcpts[i]; x.outcome == 0 {
+			switch r := d.routeOf(x); {
+			case r.action == RouteFail:
+				return r
+			case r.action == RouteDefer && all == nil:
+				all = r
+			}
+		}
+	}
+	return all
 }
 
 // rule settles x as r says, without a relay. What was said before of one whom a relay may have accepted stands.
@@ -264,6 +278,7 @@ func (d *delivery) rule(x *recipient, r *route) {
 		d.decide(x, Failed)
 	case RouteDiscard:
 		d.decide(x, Discarded)
+		d.discarded++
 	default:
 		d.decide(x, Deferred)
 		x.wait = retryTemporary
