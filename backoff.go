@@ -95,7 +95,7 @@ func (t *tether) says(now time.Time) string {
 	return t.state.Snapshot(now).String()
 }
 
-// backoffConfig is what r allows where it never refused anything.
+// backoffConfig is what r allows where it never refused anything. A limit of recipients is no rate of messages, of which each has as many as it has: what went before is measured then, or half of too much would be as much as ever.
 func (r *relay) backoffConfig() backoff.Config {
 	c := backoff.Config{MaxConns: max(r.limits.Max, 0)}
 	if m := r.caps.Messages; m.N > 0 {
