@@ -419,16 +419,24 @@ func (g *gate) isShut() bool {
 // String tells the plan in lines for people.
 func (p Plan) String() string {
 	var b strings.Builder
-	p.write(&b, p.Route != "" || len(p.Others) > 0)
+	p.write(&b, p.Route != "" || slices.ContainsFunc(p.Others, func(x Plan) bool { return x.Route != "" }), len(p.Others) > 0)
 	return b.String()
 }
 
-// write writes the plan's lines, and those of the others. routed: the first tells of the route.
-func (p *Plan) write(b *strings.Builder, routed bool) {
+// write writes the plan's lines, and those of the others. routed: they tell of their routes; parted: it is one of several, which may be for no other reason than whose mailboxes they are for.
+func (p *Plan) write(b *strings.Builder, routed, parted bool) {
 	if routed {
-		fmt.Fprintf(b, "route %s, %d recipients", cmp.Or(p.Route, "of all that no Route is for"), p.Recipients)
-		if p.Provider != "" {
-			b.WriteString(" of " + p.Provider)
+		fmt.Fprintf(b, "route %s, ", cmp.Or(p.Route, "of all that no Route is for"))
+	}
+	if routed || parted {
+		fmt.Fprintf(b, "%d", p.Recipients)
+		switch {
+		case p.Provider != "":
+			b.WriteString(" recipients of " + p.Provider)
+		case routed:
+			b.WriteString(" recipients")
+		default:
+			b.WriteString(" other recipients")
 		}
 		b.WriteString(": ")
 	}
@@ -498,6 +506,6 @@ func (p *Plan) write(b *strings.Builder, routed bool) {
 		b.WriteString("\n")
 	}
 	for i := range p.Others {
-		p.Others[i].write(b, true)
+		p.Others[i].write(b, routed, true)
 	}
 }
