@@ -97,12 +97,12 @@ func (t *tether) says(now time.Time) string {
 	}
 	x := t.state.Snapshot(now)
 	if t.dials {
-		x.Window = 0
+		x.Window, x.Measured = 0, 0
 	}
 	return x.String()
 }
 
-// backoffConfig is what r allows where it never refused anything.
+// backoffConfig is what r allows where it never refused anything. A limit of recipients is no rate of messages, of which each has as many as it has: what went before is measured then, or half of too much would be as much as ever.
 func (r *relay) backoffConfig() backoff.Config {
 	c := backoff.Config{MaxConns: max(r.limits.Max, 0)}
 	if m := r.caps.Messages; m.N > 0 {
@@ -353,10 +353,11 @@ func (r *relay) strainEnd(now time.Time, f *fare, spent bool) (others bool) {
 }
 
 // holds tells what is held back of what f is for, "" where nothing is.
-func (r *standing) holds(now time.Time, f *fare) string {
+func (r *standing) holds(a *connpool.Ask, f *fare) string {
 	if !r.strain.strained.Load() {
 		return ""
 	}
+	now := a.Now
 	if text := r.strain.account.says(now); text != "" && r.strain.account.wait(now) > 0 {
 		return text
 	}
@@ -365,7 +366,7 @@ func (r *standing) holds(now time.Time, f *fare) string {
 			return p.Name + ": " + t.says(now)
 		}
 	}
-	if text := r.strain.dials.says(now); text != "" && r.strain.dials.wait(now) > 0 {
+	if text := r.strain.dials.says(now); text != "" && a.Fresh && r.strain.dials.wait(now) > 0 {
 		return "new connections: " + text
 	}
 	return ""
