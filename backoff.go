@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/smtplb/smtplb/internal/backoff"
+	"github.com/smtplb/smtplb/internal/connpool"
 	"github.com/smtplb/smtplb/internal/reply"
 	"github.com/smtplb/smtplb/internal/session"
 	"github.com/smtplb/smtplb/internal/throttle"
@@ -19,9 +20,10 @@ import (
 // This file is how a pool gives relays less mail that want less: what a refusal means is read by internal/backoff, which also knows how much may be sent then. Nothing of it opens a circuit breaker, and a relay that never refused anything
 // for its amount pays nothing for it but a count.
 
-// strain is what a relay's refusals have led to: of all that it gets, and of what it gets for single mailbox providers.
+// strain is what a relay's refusals have led to: of all that it gets, of the connections that are opened to it, and of what it gets for single mailbox providers.
 type strain struct {
 	account   tether
+	dials     tether             // counts connections, not messages; it has no window
 	mu        sync.RWMutex       // guards providers
 	providers map[string]*tether // by name
 	some      atomic.Bool        // there are any
@@ -39,6 +41,7 @@ type tether struct {
 	window  atomic.Int32 // connections, while it is tight
 	inUse   atomic.Int64 // messages; written under the lock of Pool.conns
 	mailbox bool         // of a provider: else the relay's lane keeps to window
+	dials   bool         // of new connections, and no window's
 }
 
 func newTether(c backoff.Config, now time.Time) *tether {
@@ -92,13 +95,26 @@ func (t *tether) says(now time.Time) string {
 	if until, why := t.state.Suspended(now); !until.IsZero() {
 		return fmt.Sprintf("left alone until %s (%s)", until.Format(time.TimeOnly), why)
 	}
-	return t.state.Snapshot(now).String()
+	x := t.state.Snapshot(now)
+	if t.dials {
+		x.Window, x.Measured = 0, 0
+	}
+	return x.String()
 }
 
-// backoffConfig is what r allows where it never refused anything.
+// backoffConfig is what r allows where it never refused anything. A limit of recipients is no rate of messages, of which each has as many as it has: what went before is measured then, or half of too much would be as much as ever.
 func (r *relay) backoffConfig() backoff.Config {
 	c := backoff.Config{MaxConns: max(r.limits.Max, 0)}
 	if m := r.caps.Messages; m.N > 0 {
+		c.Rate = m.N / m.bucket().Per.Seconds()
+	}
+	return c
+}
+
+// dialConfig is that for new connections.
+func (r *relay) dialConfig() backoff.Config {
+	c := backoff.Config{MaxConns: 1} // as many as it takes for there to be nothing to say of a window
+	if m := r.caps.Connections; m.N > 0 {
 		c.Rate = m.N / m.bucket().Per.Seconds()
 	}
 	return c
@@ -137,7 +153,7 @@ func (r *relay) mailboxOf(provider string, now time.Time) *tether {
 
 // all returns the relay's tethers. What is done with them is done without the lock: it may take that of Pool.conns, under which this one is taken.
 func (s *strain) all() []*tether {
-	list := []*tether{&s.account}
+	list := []*tether{&s.account, &s.dials}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, t := range s.providers {
@@ -170,7 +186,11 @@ func (a *attempt) heed(stage reply.Stage, said *reply.Reply, who []int) backoff.
 			r.holdBack(r.mailboxOf(p.Name, now), now, g)
 		}
 	}
-	if !found {
+	switch {
+	case found:
+	case stage < reply.StageMail && g.Kind == backoff.Connections:
+		r.holdDials(now, g)
+	default:
 		r.holdBack(&r.strain.account, now, g)
 	}
 	return g
@@ -178,9 +198,27 @@ func (a *attempt) heed(stage reply.Stage, said *reply.Reply, who []int) backoff.
 
 // holdBack gives the relay less mail.
 func (r *relay) holdBack(t *tether, now time.Time, g backoff.Signal) {
-	if r.noBackOff || !t.state.Signal(now, g) {
+	if !r.noBackOff && t.state.Signal(now, g) {
+		r.held(t, now)
+	}
+}
+
+// holdDials has fewer connections to the relay, and where that doesn't help fewer new ones: mail goes on over those that there are.
+func (r *relay) holdDials(now time.Time, g backoff.Signal) {
+	if r.noBackOff {
 		return
 	}
+	acted, often := r.strain.account.state.SignalDial(now, g)
+	if acted {
+		r.held(&r.strain.account, now)
+	}
+	if often {
+		r.holdBack(&r.strain.dials, now, backoff.Signal{Kind: backoff.Throttle, Began: g.Began, Reply: g.Reply})
+	}
+}
+
+// held has a tether hold back what a refusal has led to.
+func (r *relay) held(t *tether, now time.Time) {
 	if w := r.warming.Load(); w != nil && t.state.Mode(now) {
 		w.schedule.Held(now)
 	}
@@ -205,6 +243,9 @@ func (r *relay) tighten(t *tether, now time.Time) {
 func (a *attempt) relaxes(now time.Time) {
 	r, inUse := a.relay, a.relay.InFlight()
 	r.relax(&r.strain.account, now, inUse)
+	if !a.record.Reused {
+		r.relax(&r.strain.dials, now, inUse)
+	}
 	if !r.strain.some.Load() {
 		return
 	}
@@ -252,11 +293,15 @@ func (r *relay) untether() {
 }
 
 // strainWait is how long the relay is to be left alone with what f is for.
-func (r *standing) strainWait(now time.Time, f *fare) time.Duration {
+func (r *standing) strainWait(a *connpool.Ask, f *fare) time.Duration {
 	if !r.strain.strained.Load() {
 		return 0
 	}
+	now := a.Now
 	d := r.strain.account.wait(now)
+	if a.Fresh {
+		d = max(d, r.strain.dials.wait(now))
+	}
 	for _, p := range f.mailboxes {
 		if t := r.strain.mailbox(p.Name); t != nil {
 			d = max(d, t.wait(now))
@@ -308,10 +353,11 @@ func (r *relay) strainEnd(now time.Time, f *fare, spent bool) (others bool) {
 }
 
 // holds tells what is held back of what f is for, "" where nothing is.
-func (r *standing) holds(now time.Time, f *fare) string {
+func (r *standing) holds(a *connpool.Ask, f *fare) string {
 	if !r.strain.strained.Load() {
 		return ""
 	}
+	now := a.Now
 	if text := r.strain.account.says(now); text != "" && r.strain.account.wait(now) > 0 {
 		return text
 	}
@@ -320,7 +366,21 @@ func (r *standing) holds(now time.Time, f *fare) string {
 			return p.Name + ": " + t.says(now)
 		}
 	}
+	if text := r.strain.dials.says(now); text != "" && a.Fresh && r.strain.dials.wait(now) > 0 {
+		return "new connections: " + text
+	}
 	return ""
+}
+
+// dialled counts n new connections, or takes back that they were counted.
+func (s *strain) dialled(now time.Time, n int) {
+	switch {
+	case !s.dials.tight.Load():
+	case n > 0:
+		s.dials.pace.Take(now, n)
+	default:
+		s.dials.pace.Return(now, -n)
+	}
 }
 
 // windowed is most, as much of it as the relay is to have now.
@@ -368,6 +428,7 @@ func (r *relay) retether() {
 		return
 	}
 	r.strain.account.state.Reconfigure(c, now)
+	r.strain.dials.state.Reconfigure(r.dialConfig(), now)
 	c.Step = time.Hour
 	r.strain.mu.RLock()
 	defer r.strain.mu.RUnlock()
@@ -384,6 +445,9 @@ func (r *standing) spared(now time.Time) string {
 	var list []string
 	if text := r.strain.account.says(now); text != "" {
 		list = append(list, text)
+	}
+	if text := r.strain.dials.says(now); text != "" {
+		list = append(list, "new connections: "+text)
 	}
 	r.strain.mu.RLock()
 	defer r.strain.mu.RUnlock()

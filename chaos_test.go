@@ -575,7 +575,7 @@ func (c *chaos) check() {
 				continue
 			}
 			x := c.sends[id]
-			if string(m.Data) != x.text {
+			if string(c.plain(id, m.Data)) != x.text {
 				c.Errorf("message %d: %s holds %d bytes of %d, or others", id, s.name, len(m.Data), len(x.text))
 			}
 			all := map[string]bool{}

@@ -37,11 +37,12 @@ type delivery struct {
 	admitted bool  // the gate counts it
 	cause    error // why no more is tried; nil where the relays' words decide
 
-	rcpts   []recipient
-	entry   []int          // for each entry of Envelope.To its number in rcpts
-	index   map[string]int // of many recipients, by key
-	pending int            // recipients whose outcome is not settled
-	made    int            // attempts, without those that were over before anything was offered (Attempt.Hedged)
+	rcpts     []recipient
+	entry     []int          // for each entry of Envelope.To its number in rcpts
+	index     map[string]int // of many recipients, by key
+	pending   int            // recipients whose outcome is not settled
+	discarded int            // those that a route has discarded
+	made      int            // attempts, without those that were over before anything was offered (Attempt.Hedged)
 
 	total    time.Duration // the length of the caller's context; 0: no deadline
 	deadline time.Time

@@ -23,6 +23,9 @@ var cheap = []tls.CurveID{tls.CurveP256}
 // newEndurance makes the house of a seed.
 func newEndurance(t *testing.T, seed uint64) *endurance {
 	r := rand.New(rand.NewPCG(seed, 3))
+	if night := rand.New(rand.NewPCG(seed, 9)); night.IntN(2) == 0 { // a bubble begins at midnight, UTC: in some runs a day ends
+		time.Sleep(3*24*time.Hour - time.Duration(night.Int64N(int64(*enduranceFor))))
+	}
 	c := &endurance{chaos: &chaos{T: t, net: smtptest.NewNetwork(), rand: rand.New(rand.NewPCG(seed, 4)), start: time.Now()}, steady: r.IntN(2) == 0}
 	c.until = c.start.Add(*enduranceFor)
 	cfg := smtplb.Config{
@@ -78,6 +81,7 @@ func newEndurance(t *testing.T, seed uint64) *endurance {
 	}
 	c.makeRoutes(rand.New(rand.NewPCG(seed, 6)), &cfg)
 	c.makeLimits(rand.New(rand.NewPCG(seed, 7)), &cfg)
+	c.makePolicy(rand.New(rand.NewPCG(seed, 8)), &cfg)
 	c.config = cfg
 	var err error
 	if c.pool, err = smtplb.New(cfg); err != nil {
@@ -284,6 +288,9 @@ func (c *endurance) update(r *rand.Rand) {
 	if c.limited && r.IntN(3) == 0 {
 		what += c.relimit(r, &cfg)
 	}
+	if c.policy != nil && r.IntN(3) == 0 {
+		what += c.repolicy(r, &cfg)
+	}
 	c.happened("%s", what)
 	c.updates.Add(1)
 	c.routed.Store(cfg.Routes != nil)
@@ -292,6 +299,9 @@ func (c *endurance) update(r *rand.Rand) {
 	}
 	c.updates.Add(1)
 	c.config = cfg
+	if c.policy != nil {
+		c.policy.note(cfg.Relays, time.Now())
+	}
 }
 
 func (c *endurance) server(addr string) *chaosRelay {

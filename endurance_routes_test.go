@@ -53,6 +53,9 @@ func (c *endurance) reroute(cfg *smtplb.Config) (what string) {
 
 // host returns the domain of the n-th recipient of a message.
 func (c *endurance) host(id, n int) string {
+	if c.policy != nil && id%3 == 0 {
+		return policyHosts[(id/3+n)%len(policyHosts)]
+	}
 	if c.routes == nil {
 		return routeHosts[0].host
 	}

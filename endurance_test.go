@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,6 +73,7 @@ type endurance struct {
 	attempts int         // that are allowed
 	limited  bool        // there are limits
 	limiter  *countingLimiter
+	policy   *policy // nil: there is none
 
 	updates      atomic.Int64 // begun and ended: odd while one is under way
 	begun, ended atomic.Int64 // calls of AttemptStart, and of what it returned
@@ -145,6 +147,10 @@ func (c *endurance) run() {
 	c.settle()
 	c.recovered()
 	c.end(r)
+	if c.policy != nil {
+		c.reopen()
+		c.kept()
+	}
 	for _, s := range c.relays {
 		s.Close()
 	}
@@ -166,6 +172,17 @@ func (c *endurance) recovered() {
 		_ = c.pool.SetAdmin(r.Name, smtplb.AdminReady)
 	}
 	time.Sleep(5 * time.Hour) // the longest that a breaker stays open
+	if c.policy != nil {      // no day has room for everything
+		cfg := c.config
+		cfg.Relays = slices.Clone(cfg.Relays)
+		for i := range cfg.Relays {
+			cfg.Relays[i].Warmup = smtplb.Warmup{}
+		}
+		c.policy.note(cfg.Relays, time.Now())
+		if err := c.pool.Update(cfg); err != nil {
+			c.Error(err)
+		}
+	}
 	for range 3 * len(c.relays) {
 		time.Sleep(2 * time.Second)
 		s, before := &chaosSend{env: envelope("x@example.org")}, c.turnedAway()
@@ -285,11 +302,14 @@ func (c *endurance) once(r *rand.Rand, s *chaosSend) {
 
 // delivered looks at the receipt of one delivery.
 func (c *endurance) delivered(s *chaosSend) {
-	c.deliveries.Add(1)
+	number := c.deliveries.Add(1)
 	c.throttledInTime(s)
 	if s.receipt == nil {
 		c.Errorf("message %s: %v", s.env.ID, s.err)
 		return
+	}
+	if c.policy != nil {
+		c.policy.spend(s, int(number))
 	}
 	alike := c.updates.Load() == s.updates && s.updates%2 == 0 && c.zone == nil // after an Update a relay that is reached in another way (any, with a Dial function) is tried again
 	made, times, parts := 0, map[string]int{}, c.parts(s.env)

@@ -27,7 +27,7 @@ type Plan struct {
 	Waits      bool           // all candidates are full: the send waits for the first free connection of any of them
 	MaxWait    time.Duration  // where it Waits: how long, at the most; 0: as long as its context lasts
 	Then       string         // what it does after MaxWait, in words
-	Limit      string         // where it Waits for a limit rather than a connection: which, in words; also where it would not wait for so long, and is deferred with ErrThrottled at once
+	Limit      string         // where it Waits for a limit rather than a connection: which, in words (of several as in ThrottledError); also where it would not wait for so long, and is deferred with ErrThrottled at once
 	NextToken  time.Time      // when that limit allows it, if nothing else uses it up; zero where that is not known
 	Hopeless   bool           // there is no candidate because no relay offers what the message needs: it would fail
 	NextChance time.Time      // where there is no candidate: when a relay may be tried again; zero where that is not known
@@ -190,9 +190,12 @@ func (d *delivery) plan(now time.Time) Plan {
 	if chosen != nil {
 		return plan
 	}
-	if err := d.nobody(); err == nil {
+	switch err := d.nobody().(type) {
+	case nil:
 		plan.Hopeless = true
 		return plan
+	case *ThrottledError:
+		plan.Limit = err.Reason
 	}
 	plan.RetryAfter = d.retryAfter
 	for _, x := range plan.Skipped {
@@ -209,10 +212,13 @@ func (p *Plan) limited(d *delivery) {
 	if wait == 0 {
 		return
 	}
-	denied := d.overLimit(wait)
-	p.Limit = denied.Reason
-	if wait == connpool.Never {
+	x := d.limitReached()
+	p.Limit = x.text
+	switch {
+	case x.vague:
 		return
+	case wait == connpool.Never:
+		wait = x.wait
 	}
 	p.NextToken = p.Time.Add(wait)
 	switch most := d.fleet.maxThrottle; {
@@ -225,7 +231,7 @@ func (p *Plan) limited(d *delivery) {
 // deny tells of the limit that d doesn't wait for, as that takes so long.
 func (p *Plan) deny(d *delivery, wait time.Duration) {
 	denied := d.overLimit(wait)
-	p.Limit, p.RetryAfter, p.NextToken = denied.Reason, denied.RetryAfter, p.Time.Add(wait)
+	p.Limit, p.RetryAfter, p.NextToken = denied.Reason, denied.RetryAfter, p.Time.Add(denied.RetryAfter)
 	p.NextChance = p.NextToken
 }
 
@@ -355,7 +361,10 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		return x
 	}
 	if d.closed(r) {
-		x.Why, x.Until = d.dues(r), time.Now().Add(d.owed(r))
+		x.Why = d.dues(r)
+		if wait := d.owed(r); wait != connpool.Never {
+			x.Until = time.Now().Add(wait)
+		}
 		return x
 	}
 	x.Failover = true
@@ -410,16 +419,24 @@ func (g *gate) isShut() bool {
 // String tells the plan in lines for people.
 func (p Plan) String() string {
 	var b strings.Builder
-	p.write(&b, p.Route != "" || len(p.Others) > 0)
+	p.write(&b, p.Route != "" || slices.ContainsFunc(p.Others, func(x Plan) bool { return x.Route != "" }), len(p.Others) > 0)
 	return b.String()
 }
 
-// write writes the plan's lines, and those of the others. routed: the first tells of the route.
-func (p *Plan) write(b *strings.Builder, routed bool) {
+// write writes the plan's lines, and those of the others. routed: they tell of their routes; parted: it is one of several, which may be for no other reason than whose mailboxes they are for.
+func (p *Plan) write(b *strings.Builder, routed, parted bool) {
 	if routed {
-		fmt.Fprintf(b, "route %s, %d recipients", cmp.Or(p.Route, "of all that no Route is for"), p.Recipients)
-		if p.Provider != "" {
-			b.WriteString(" of " + p.Provider)
+		fmt.Fprintf(b, "route %s, ", cmp.Or(p.Route, "of all that no Route is for"))
+	}
+	if routed || parted {
+		fmt.Fprintf(b, "%d", p.Recipients)
+		switch {
+		case p.Provider != "":
+			b.WriteString(" recipients of " + p.Provider)
+		case routed:
+			b.WriteString(" recipients")
+		default:
+			b.WriteString(" other recipients")
 		}
 		b.WriteString(": ")
 	}
@@ -489,6 +506,6 @@ func (p *Plan) write(b *strings.Builder, routed bool) {
 		b.WriteString("\n")
 	}
 	for i := range p.Others {
-		p.Others[i].write(b, true)
+		p.Others[i].write(b, routed, true)
 	}
 }

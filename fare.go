@@ -153,6 +153,7 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 		r.warmPay(now, f)
 		if fresh {
 			r.meter.connected(now)
+			r.strain.dialled(now, 1)
 		}
 	}
 }
@@ -176,6 +177,9 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 		r.warmEnd(f, spent)
 		if unused && r.meter.limits.Load().Connections.N > 0 {
 			r.meter.connections.Return(now, 1)
+		}
+		if unused {
+			r.strain.dialled(now, -1)
 		}
 	}
 	return others
@@ -206,7 +210,7 @@ func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
 	if a.Fresh && r.meter.limits.Load().Connections.N > 0 {
 		d = max(d, r.meter.connections.Wait(a.Now, 1))
 	}
-	d = max(d, r.strainWait(a.Now, f), r.warmWait(a.Now, f))
+	d = max(d, r.strainWait(a, f), r.warmWait(a.Now, f))
 	if until := r.refusedUntil.Load(); until != 0 {
 		d = max(d, time.Duration(until-a.Now.UnixNano()))
 	}
@@ -225,8 +229,17 @@ func (d *delivery) afford() time.Duration {
 // tooDear is how long d would have to wait for limits that no other relay helps with, where it doesn't wait for so long; else 0.
 func (d *delivery) tooDear() time.Duration {
 	wait := d.afford()
-	if most := d.fleet.maxThrottle; most < 0 || wait <= most || wait == connpool.Never {
+	if wait == connpool.Never { // what is bounded at a time is free again soon, but that need not be all
+		wait = d.fare.rates(time.Now())
+	}
+	if most := d.fleet.maxThrottle; most < 0 || wait <= most {
 		return 0
+	}
+	clear(d.lanes) // it is the limits of these that wait with it
+	for _, r := range d.group.relays {
+		if d.well(r) {
+			d.lanes.add(r.member)
+		}
 	}
 	return wait
 }
@@ -245,7 +258,17 @@ func (d *delivery) owed(r *relay) time.Duration {
 		return 0
 	}
 	a := d.ask()
+	a.Fresh = r.mustDial()
 	return r.tollWait(&a, d.fare)
+}
+
+// mustDial reports whether a message for the relay needs a new connection, where these are limited: none comes back that another has.
+func (r *relay) mustDial() bool {
+	if !r.strain.dials.tight.Load() && r.meter.limits.Load().Connections.N <= 0 {
+		return false
+	}
+	x := r.pool.conns.Stats(r.lane)
+	return x.Idle+x.Held == 0
 }
 
 // closed reports whether r's own limits keep d from it for longer than d waits for them: it counts as a relay that can't take mail.
@@ -284,62 +307,11 @@ func (d *delivery) crowded() bool {
 	return true
 }
 
-// overLimit ends a turn that would have to wait for a limit for so long.
-func (d *delivery) overLimit(wait time.Duration) *ThrottledError {
-	if wait == connpool.Never { // until others have handed over what they are at
-		wait = retrySoon
-	}
-	d.throttled = true
-	d.retryAfter = max(wait, time.Second)
-	e := &ThrottledError{RetryAfter: d.retryAfter}
-	a := d.ask()
-	for i := range d.fare.tolls {
-		t := &d.fare.tolls[i]
-		if text := t.over(a.Now, d.fare.messagesOf(t.recipients), t.recipients); text != "" {
-			e.Scope, e.Key, e.Reason = t.scope, t.key, text
-			return e
-		}
-	}
-	if d.fare.sender != "" && d.fleet.perSender.wait(a.Now, d.fare.sender, d.fare.messages, d.fare.recipients) > 0 {
-		e.Scope, e.Key, e.Reason = scopeSender, d.fare.sender, "the sender is over its limit"
-		return e
-	}
-	for _, r := range d.group.relays {
-		if text := d.dues(r); text != "" {
-			e.Scope, e.Key, e.Reason = scopeRelay, r.name, text
-			return e
-		}
-	}
-	return e
-}
-
-// dues tells which of r's own limits keeps d from it now, "" where none does.
-func (d *delivery) dues(r *relay) string {
-	if d.fare == nil {
-		return ""
-	}
-	now := time.Now()
-	if text := r.meter.over(now, r.transactions(d.fare), d.fare.recipients); text != "" {
-		return text
-	}
-	if wait := r.warmWait(now, d.fare); wait == connpool.Never {
-		return r.warmSays(now) + ": the message is more than a whole day's"
-	} else if wait > 0 {
-		return r.warmSays(now)
-	}
-	if text := r.holds(now, d.fare); text != "" {
-		return "relay " + r.name + ": " + text
-	}
-	if until := r.refusedUntil.Load(); until > now.UnixNano() {
-		return "relay " + r.name + ": the Limiter has no room for it before " + time.Unix(0, until).Format(time.TimeOnly)
-	}
-	return ""
-}
-
 // dials counts a connection that is about to be opened, where the turn hasn't paid for it: in the place of one that proved stale, say.
 func (r *standing) dials(t *connpool.Turn[*session.Conn]) {
 	if !t.Dials() {
 		r.meter.connected(time.Now())
+		r.strain.dialled(time.Now(), 1)
 	}
 }
 

@@ -164,6 +164,8 @@ func (p *Pool) assemble(c *checked, old *fleet) (f *fleet, err error) {
 			r.standing = newStanding(p, cfg, r.limits, &f.health)
 			r.meter = newMeter(scopeRelay, r.name, r.caps, now)
 			r.strain.account.init(r.backoffConfig(), now)
+			r.strain.dials.init(r.dialConfig(), now)
+			r.strain.dials.dials = true
 			r.current.Store(r.session)
 		}
 		f.relays = append(f.relays, r)

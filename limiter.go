@@ -59,7 +59,7 @@ func (u Unit) String() string {
 	return fmt.Sprintf("Unit(%d)", uint8(u))
 }
 
-// ThrottledError says that a limit is reached. It matches ErrThrottled.
+// ThrottledError says that a limit is reached; of several, the one that the message would wait for longest, and of relays that are all over their limits, that of the one that is free first. It matches ErrThrottled.
 type ThrottledError struct {
 	Scope, Key string // whose; as in Charge
 	RetryAfter time.Duration

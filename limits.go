@@ -235,20 +235,6 @@ func (m *meter) what() string {
 	return m.scope + " " + m.key
 }
 
-// over tells which limit keeps so much from being used now, "" where none does.
-func (m *meter) over(now time.Time, messages, recipients int) string {
-	l, what := m.limits.Load(), m.what()
-	switch {
-	case l.Concurrency > 0 && m.inUse.Load() >= int64(l.Concurrency):
-		return fmt.Sprintf("%s: %d messages are being handed over, the most at a time", what, l.Concurrency)
-	case l.Messages.N > 0 && m.messages.Wait(now, messages) > 0:
-		return fmt.Sprintf("%s: over its limit of %v messages", what, l.Messages)
-	case l.Recipients.N > 0 && m.recipients.Wait(now, recipients) > 0:
-		return fmt.Sprintf("%s: over its limit of %v recipients", what, l.Recipients)
-	}
-	return ""
-}
-
 // more counts a transaction that nobody reckoned with: it is owed.
 func (m *meter) more(now time.Time) {
 	if m.limits.Load().Messages.N > 0 {

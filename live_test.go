@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -332,5 +333,54 @@ func BenchmarkExplain(b *testing.B) {
 		if _, err := pool.Explain(context.Background(), envelope("a@example.com")); errors.Is(err, smtplb.ErrNoRelay) {
 			b.Fatal(err)
 		}
+	}
+}
+
+// routed is a transport map with a host of its own for each domain.
+func routed(n int) (c smtplb.Config) {
+	for i := range n {
+		addr := fmt.Sprintf("mx%d.example.net:25", i)
+		c.Relays = append(c.Relays, smtplb.Relay{Addr: addr, RoutedOnly: i > 0})
+		c.Routes = append(c.Routes, smtplb.Route{Recipients: []string{fmt.Sprintf("example%d.com", i)}, Relays: []string{addr}})
+	}
+	return c
+}
+
+// TestNewRoutesBytes: what a route and its relay take while a pool is made doesn't grow with how many others there are. Bytes are counted, as time is nobody's.
+func TestNewRoutesBytes(t *testing.T) {
+	each := func(n int) float64 {
+		c := routed(n)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		p, err := smtplb.New(c)
+		runtime.ReadMemStats(&after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+		return float64(after.TotalAlloc-before.TotalAlloc) / float64(n)
+	}
+	few, many := each(500), each(4000)
+	t.Logf("%.0f bytes each of 500, %.0f of 4,000", few, many)
+	if many > 1.3*few {
+		t.Errorf("%.0f bytes for each of 500 routes, and %.0f for each of 4,000", few, many)
+	}
+}
+
+// What a route costs doesn't depend on how many others there are: compare us/route.
+func BenchmarkNewRoutes(b *testing.B) {
+	for _, n := range []int{1000, 6000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			c := routed(n)
+			b.ReportAllocs()
+			for b.Loop() {
+				p, err := smtplb.New(c)
+				if err != nil {
+					b.Fatal(err)
+				}
+				p.Close()
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(n), "us/route")
+		})
 	}
 }

@@ -188,7 +188,7 @@ func (r *standing) lacks(d *delivery) error {
 	}
 	need := session.Need{UTF8: d.msg.utf8, EightBit: d.msg.eightBit, Size: d.msg.size, DSN: d.msg.dsn != nil, RequireTLS: d.env.RequireTLS}
 	if d.env.RequireAll {
-		need.Together = len(d.rcpts)
+		need.Together = len(d.rcpts) - d.discarded
 	}
 	err := x.Lacks(need)
 	if err == nil && d.larger && x.Size > 0 && x.Size <= d.tooLargeFor {

@@ -1,6 +1,7 @@
 package smtplb
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -55,33 +56,28 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 		f.members.add(r.index)
 	}
 	groups := map[string]*group{}
-	some := func(in func(r *Relay) bool, order []string) (*group, error) {
-		g := &group{members: make(Bitset, words(len(f.relays)))}
-		for _, r := range f.relays {
-			if in(r.origin) {
-				g.relays = append(g.relays, r)
-				g.members.add(r.index)
-			}
+	some := func(in roll, order []string) (*group, error) {
+		g := &group{relays: in.relays, order: order}
+		if n := len(g.relays); n > 0 {
+			g.members = make(Bitset, words(g.relays[n-1].index+1))
 		}
-		for _, s := range f.sources {
-			if in(s.entry(c.Config)) {
-				g.sources = append(g.sources, s)
-			}
+		var key []byte
+		for _, r := range g.relays {
+			g.members.add(r.index)
+			key = binary.NativeEndian.AppendUint64(key, uint64(r.index))
+		}
+		key = append(key, ' ')
+		for _, n := range in.sources {
+			g.sources = append(g.sources, f.sources[n])
+			key = binary.NativeEndian.AppendUint64(key, uint64(n))
 		}
 		if order != nil {
 			g.line(order)
 			f.groups = append(f.groups, g)
 			return g, g.arrange(b)
 		}
-		if len(g.relays) == len(f.relays) && len(g.sources) == len(f.sources) {
+		if len(g.relays) == len(f.relays) && len(in.sources) == len(f.sources) {
 			return &f.group, nil
-		}
-		var key []byte
-		for _, w := range g.members {
-			key = binary.NativeEndian.AppendUint64(key, w)
-		}
-		for _, s := range g.sources {
-			key = append(append(key, s.name...), 0)
 		}
 		if same := groups[string(key)]; same != nil {
 			return same, nil
@@ -91,7 +87,8 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 		return g, g.arrange(b)
 	}
 	f.groups = append(f.groups, &f.group)
-	g, err := some(func(r *Relay) bool { return !r.RoutedOnly }, nil)
+	everybody, byName, byTag := f.rolls(c.Config)
+	g, err := some(everybody, nil)
 	if err != nil {
 		return err
 	}
@@ -116,7 +113,7 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 		if w.group = named[key]; w.group != nil {
 			continue
 		}
-		if w.group, err = some(x.serves, order); err != nil {
+		if w.group, err = some(x.of(byName, byTag), order); err != nil {
 			return err
 		}
 		named[key] = w.group
@@ -124,19 +121,67 @@ func (f *fleet) direct(b Balancer, c *checked) error {
 	return nil
 }
 
-// entry returns the Relay that s is the source of.
-func (s *source) entry(c *Config) *Relay {
-	for i := range c.Relays {
-		if c.Relays[i].name() == s.name {
-			return &c.Relays[i]
-		}
-	}
-	return nil
+// roll is relays and sources that belong together, in the order of the fleet's.
+type roll struct {
+	relays  []*relay
+	sources []int // their places among the fleet's
 }
 
-// serves reports whether a relay is one of the route's.
-func (x *Route) serves(r *Relay) bool {
-	return slices.Contains(x.Relays, r.name()) || slices.ContainsFunc(x.Tags, func(tag string) bool { return slices.Contains(r.Tags, tag) })
+// rolls calls the fleet's relays together, once: those that are not RoutedOnly, and those that a Route may mean by a name or a tag. So what a route costs goes by the relays that it names, not by all there are: a transport
+// map may have thousands of both.
+func (f *fleet) rolls(c *Config) (everybody roll, byName, byTag map[string]roll) {
+	byName, byTag = make(map[string]roll), make(map[string]roll)
+	enrol := func(r *Relay, to func(*roll)) {
+		if !r.RoutedOnly {
+			to(&everybody)
+		}
+		x := byName[r.name()]
+		to(&x)
+		byName[r.name()] = x
+		for i, tag := range r.Tags {
+			if !slices.Contains(r.Tags[:i], tag) {
+				x := byTag[tag]
+				to(&x)
+				byTag[tag] = x
+			}
+		}
+	}
+	for _, r := range f.relays {
+		enrol(r.origin, func(x *roll) { x.relays = append(x.relays, r) })
+	}
+	if len(f.sources) == 0 {
+		return everybody, byName, byTag
+	}
+	places := make(map[string]int, len(f.sources))
+	for i, s := range f.sources {
+		places[s.name] = i
+	}
+	for i := range c.Relays {
+		if n, ok := places[c.Relays[i].name()]; ok {
+			enrol(&c.Relays[i], func(x *roll) { x.sources = append(x.sources, n) })
+		}
+	}
+	return everybody, byName, byTag
+}
+
+// of returns the relays and sources that the route names, each once. They are the caller's.
+func (x *Route) of(byName, byTag map[string]roll) (all roll) {
+	add := func(y roll) {
+		all.relays, all.sources = append(all.relays, y.relays...), append(all.sources, y.sources...)
+	}
+	for _, name := range x.Relays {
+		add(byName[name])
+	}
+	for _, tag := range x.Tags {
+		add(byTag[tag])
+	}
+	if len(x.Relays)+len(x.Tags) > 1 { // of one name or tag alone they are in order, and each is there once
+		slices.SortFunc(all.relays, func(a, b *relay) int { return cmp.Compare(a.index, b.index) })
+		all.relays = slices.Compact(all.relays)
+		slices.Sort(all.sources)
+		all.sources = slices.Compact(all.sources)
+	}
+	return all
 }
 
 // routeOf returns the route of a recipient.
@@ -185,25 +230,39 @@ func (d *delivery) obey() {
 	if d.fleet.table == nil {
 		return
 	}
+	all := d.ruler()
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome != 0 {
 			continue
 		}
-		r := d.routeOf(x)
-		switch {
-		case r.action == RouteDeliver:
-		case d.env.RequireAll && r.action != RouteDiscard:
-			for i := range d.rcpts {
-				if x := &d.rcpts[i]; x.outcome == 0 {
-					d.rule(x, r)
-				}
-			}
-			return
-		default:
+		r := all
+		if r == nil {
+			r = d.routeOf(x)
+		}
+		if r.action != RouteDeliver {
 			d.rule(x, r)
 		}
 	}
+}
+
+// ruler is the route that decides for all recipients of RequireAll, as not all of them may be sent to; nil where there is none. Whoever is named first, one that fails comes before one that defers: the message can't go, however often
+// it is tried, and who is told that it may would be told so for ever. Beside either nobody is discarded: what became of the message is one thing.
+func (d *delivery) ruler() (all *route) {
+	if !d.env.RequireAll {
+		return nil
+	}
+	for i := range d.rcpts {
+		if x := &d.rcpts[i]; x.outcome == 0 {
+			switch r := d.routeOf(x); {
+			case r.action == RouteFail:
+				return r
+			case r.action == RouteDefer && all == nil:
+				all = r
+			}
+		}
+	}
+	return all
 }
 
 // rule settles x as r says, without a relay. What was said before of one whom a relay may have accepted stands.
@@ -219,6 +278,7 @@ func (d *delivery) rule(x *recipient, r *route) {
 		d.decide(x, Failed)
 	case RouteDiscard:
 		d.decide(x, Discarded)
+		d.discarded++
 	default:
 		d.decide(x, Deferred)
 		x.wait = retryTemporary

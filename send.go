@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/smtp"
+	"slices"
 	"strings"
 	"time"
 
@@ -535,9 +536,17 @@ func (d *delivery) deny() {
 // nobody tells why choose found no relay: nil where all were tried or can't take such a message, so that their words decide.
 func (d *delivery) nobody() error {
 	untried, refused, outside := false, false, len(d.group.relays) > 0
-	var over *relay // its limits
+	var over *reached // of the relays whose limits are reached, that of the one that is free first
 	now := time.Now()
-	var why []string
+	var why []reached
+	hear := func(text string, wait time.Duration) {
+		if text != "" {
+			why = append(why, reached{wait: wait, text: text})
+		}
+		if d.retryAfter == 0 || wait < d.retryAfter {
+			d.retryAfter = wait
+		}
+	}
 	relays := d.group.relays
 	if tiers := d.tiers(); len(tiers) > 0 && len(tiers) < len(d.group.tiers) { // the others are none of its business
 		last := tiers[len(tiers)-1]
@@ -550,33 +559,30 @@ func (d *delivery) nobody() error {
 		}
 		untried = true
 		refused = refused || d.frugal && d.could(r) && r.ready()
-		wait := retrySoon
-		switch at := r.retryAt(); {
-		case !at.IsZero():
+		wait, text := retrySoon, r.trouble()
+		if at := r.retryAt(); !at.IsZero() {
 			wait = max(at.Sub(now), time.Second)
-		case d.closed(r):
-			over = r
-			if wait = max(d.owed(r), time.Second); wait == connpool.Never {
-				wait = 24 * time.Hour // not today
+		}
+		if x := d.limitOf(r); d.closed(r) && (text == "" || x.wait > wait) {
+			text, wait = x.text, worth(x.wait)
+			if over == nil || x.wait < over.wait {
+				over = &x
 			}
+		} else if text == "" {
+			text = x.text
 		}
-		if d.retryAfter == 0 || wait < d.retryAfter {
-			d.retryAfter = wait
-		}
-		if text := cmp.Or(r.trouble(), d.dues(r)); text != "" && len(why) < 3 {
-			why = append(why, text)
-		}
+		hear(text, wait)
 	}
 	for _, s := range d.group.sources {
 		if text, next := s.trouble(); text != "" {
 			untried = true
-			if wait := max(next.Sub(now), time.Second); d.retryAfter == 0 || wait < d.retryAfter {
-				d.retryAfter = wait
-			}
-			if len(why) < 3 {
-				why = append(why, text)
-			}
+			hear(text, max(next.Sub(now), time.Second))
 		}
+	}
+	slices.SortStableFunc(why, func(a, b reached) int { return cmp.Compare(a.wait, b.wait) }) // who is there first is why RetryAfter is what it is
+	said := make([]string, min(len(why), 3))
+	for i := range said {
+		said[i] = why[i].text
 	}
 	switch {
 	case !untried && outside: // an Update has changed the routes, or they have a domain in common of which DNS names no relay: else Deliver would have refused it
@@ -590,11 +596,11 @@ func (d *delivery) nobody() error {
 		return errBudget
 	case over != nil:
 		d.throttled = true
-		return &ThrottledError{Scope: scopeRelay, Key: over.name, RetryAfter: d.retryAfter, Reason: strings.Join(why, ", ")}
+		return &ThrottledError{Scope: over.scope, Key: over.key, RetryAfter: d.retryAfter, Reason: strings.Join(said, ", ")}
 	case why == nil:
 		return ErrNoRelay
 	}
-	return fmt.Errorf("%w: %s", ErrNoRelay, strings.Join(why, ", "))
+	return fmt.Errorf("%w: %s", ErrNoRelay, strings.Join(said, ", "))
 }
 
 // contextError is why ctx ended: its error, and its cause where that says more.

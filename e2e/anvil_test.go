@@ -88,7 +88,7 @@ func TestAnvil(t *testing.T) {
 		with("messages, by back-off", messages, smtplb.Relay{}, 15, 3, 0.1),
 		with("recipients, by back-off", recipients, smtplb.Relay{}, 15, 3, 0.1),
 		with("connections, by back-off", count, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 10}}, 10, 3, 0.9),
-		with("new connections, by back-off", rate, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 20}}, 40, 12, 0.08),
+		with("new connections, by back-off", rate, smtplb.Relay{Conns: smtplb.Conns{MaxMessages: 20}}, 20, 4, 0.2),
 		with("overflow, by back-off", over, smtplb.Relay{}, 10, 3, 0.9),
 	}
 	var settings []string

@@ -8,7 +8,7 @@ import (
 
 // Snapshot is a State at one time.
 type Snapshot struct {
-	Window, MaxConns int     // MaxConns 0: any number
+	Window, MaxConns int     // MaxConns 0: any number; Window 0, which State doesn't say: there is nothing to tell of it
 	Rate, Configured float64 // messages a second; 0: any number
 	BackOff          bool
 	BackOffUntil     time.Time // at the latest
@@ -16,6 +16,7 @@ type Snapshot struct {
 	Why              string    // of Suspended: a reply
 	Since            time.Time // when a reply had an effect last, while there is one; zero: there is none
 	Effect, Reply    string    // of Since
+	Measured         float64   // messages a second that went before Rate was bounded, where none is Configured
 }
 
 // Snapshot tells how things are at now.
@@ -35,6 +36,9 @@ func (s *State) Snapshot(now time.Time) Snapshot {
 	if s.limited || s.mode || s.quota || s.ceiling > 0 || !x.Suspended.IsZero() {
 		x.Since, x.Effect, x.Reply = s.lastAt, s.lastEffect, s.lastText
 	}
+	if s.limited && s.cfg.Rate == 0 {
+		x.Measured = s.base
+	}
 	return x
 }
 
@@ -50,12 +54,17 @@ func (x Snapshot) String() string {
 	}
 	if x.Rate > 0 {
 		b.WriteString(", " + rateText(x.Rate))
-		if x.Configured > 0 {
+		switch {
+		case x.Configured > 0:
 			b.WriteString(" of " + rateText(x.Configured))
+		case x.Measured > 0: // there may be a limit in other units, which this must not be taken for
+			b.WriteString(" of messages, where " + rateText(x.Measured) + " went before")
 		}
 	}
-	fmt.Fprintf(&b, ", window %d", x.Window)
-	if x.MaxConns > 0 {
+	if x.Window > 0 {
+		fmt.Fprintf(&b, ", window %d", x.Window)
+	}
+	if x.Window > 0 && x.MaxConns > 0 {
 		fmt.Fprintf(&b, " of %d", x.MaxConns)
 	}
 	if x.BackOff && x.Effect != effectBackOff {

@@ -139,17 +139,34 @@ func (s *State) ConnectFailure(now time.Time) {
 
 // Signal takes a refusal in, and reports whether it had an effect: a rule's threshold may not be reached, or the reply may be one of many to what was begun before the first of them.
 func (s *State) Signal(now time.Time, g Signal) bool {
-	if g.Kind != Throttle && g.Kind != Connections && g.Kind != Quota {
-		return false
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	acted, often := s.take(now, g)
+	if often {
+		s.hold(now, g.Reply)
+		s.note(now, "fewer connections", &g)
+	}
+	return acted || often
+}
+
+// SignalDial is Signal for a connection that was refused before there was a message on it. often: fewer at a time haven't helped. They are opened too often, which Postfix refuses in the same words, or others use up what
+// the relay allows: nothing follows from it here. It is for another State, of new connections alone, as a Throttle.
+func (s *State) SignalDial(now time.Time, g Signal) (acted, often bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.take(now, g)
+}
+
+func (s *State) take(now time.Time, g Signal) (acted, often bool) {
+	if g.Kind != Throttle && g.Kind != Connections && g.Kind != Quota {
+		return false, false
+	}
 	s.advance(now)
 	if g.Kind == Throttle {
 		s.count(now)
 	}
 	if !s.reached(now, g.Rule) {
-		return false
+		return false, false
 	}
 	s.inARow = 0
 	g.For = min(g.For, longestFor)
@@ -160,7 +177,7 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 		s.quota = true
 		s.suspend(now, orElse(g.For, quotaFor), g.Reply)
 		s.note(now, "quota used up", &g)
-		return true
+		return true, false
 	}
 	if g.For > 0 && !g.BackOff {
 		s.suspend(now, g.For, g.Reply)
@@ -171,10 +188,10 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 		s.enter(now, g.For)
 		s.hold(now, g.Reply)
 		s.note(now, effectBackOff, &g)
-		return true
+		return true, false
 	}
 	if !s.reacted.IsZero() && !s.begun(now, g.Began).After(s.reacted) {
-		return false
+		return false, false
 	}
 	s.reacted = now
 	s.halveWindow(now)
@@ -187,7 +204,7 @@ func (s *State) Signal(now time.Time, g Signal) bool {
 	} else {
 		s.note(now, "halved", &g)
 	}
-	return true
+	return true, false
 }
 
 // begun is when what is answered now was begun, as far as it is known.
@@ -220,32 +237,30 @@ func (s *State) reached(now time.Time, r *Rule) bool {
 	return len(at) >= r.Threshold
 }
 
-func (s *State) tooManyConnections(now time.Time, g *Signal) bool {
+func (s *State) tooManyConnections(now time.Time, g *Signal) (acted, often bool) {
 	most := g.InUse - 1
 	if g.InUse <= 0 {
 		most = int(s.window) - 1
 	}
 	most = max(most, 1)
-	acted := s.halveWindow(now)
+	acted = s.halveWindow(now)
 	if acted || g.InUse > 0 && most < s.ceiling {
 		s.ceiling, s.ceilingTo = most, now.Add(ceilingFor)
 		s.window = s.limit(s.window, now)
 		acted = true
 	}
-	if !acted && s.begun(now, g.Began).After(s.cutAt) {
-		// Fewer at a time haven't helped: they are opened too often, which Postfix refuses in the same words, or others use up what the relay allows.
-		s.hold(now, g.Reply)
-		acted = true
-	}
+	often = !acted && s.begun(now, g.Began).After(s.cutAt)
 	if g.For > 0 {
 		s.suspend(now, g.For, g.Reply)
 		acted = true
 	}
-	if acted {
+	if acted || often {
 		s.cutAt = now
+	}
+	if acted {
 		s.note(now, "fewer connections", g)
 	}
-	return acted
+	return acted, often
 }
 
 // halveWindow halves W, once a minute.

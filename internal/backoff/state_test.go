@@ -162,6 +162,32 @@ func TestConnectionsTooOften(t *testing.T) {
 	c.suspendedFor(time.Second)
 }
 
+// TestDialsTooOften: of connections that were refused before there was a message on them nothing follows but fewer at a time; that they are opened too often is told.
+func TestDialsTooOften(t *testing.T) {
+	c := newClock(t, backoff.Config{MaxConns: 10})
+	refused := func(wantActed, wantOften bool, began time.Time) {
+		t.Helper()
+		acted, often := c.SignalDial(c.now, backoff.Signal{Kind: backoff.Connections, InUse: 1, Began: began})
+		if acted != wantActed || often != wantOften {
+			t.Errorf("acted %v, often %v", acted, often)
+		}
+		c.suspendedFor(0)
+	}
+	refused(true, false, c.now)
+	c.after(time.Second)
+	refused(false, false, c.now.Add(-2*time.Second)) // it was begun before
+	refused(false, true, c.now)
+	refused(false, false, c.now) // with the last
+	c.after(time.Second)
+	refused(false, true, c.now)
+	c.after(time.Minute)
+	refused(true, false, c.now) // W is halved once a minute
+	c.wants("rate", c.Rate(c.now), 0.0)
+	if acted, often := c.SignalDial(c.now, backoff.Signal{Kind: backoff.Throttle}); !acted || often {
+		t.Errorf("a throttle: acted %v, often %v", acted, often)
+	}
+}
+
 func TestThrottleHalvesTheRate(t *testing.T) {
 	c := newClock(t, backoff.Config{MaxConns: 10, Rate: 10})
 	c.wants("at first", c.Rate(c.now), 10.0)

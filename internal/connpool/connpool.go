@@ -225,7 +225,7 @@ type Pool[C any] struct {
 	cfg     Config[C]
 	start   time.Time                  // the zero of pool time, see now
 	patient time.Duration              // Config.Patience; never: for ever
-	lanes   atomic.Pointer[[]*lane[C]] // replaced, never changed, and only under mu
+	lanes   atomic.Pointer[[]*lane[C]] // replaced, never changed but behind its end, and only under mu
 	waiters sync.Pool                  // of *waiter[C], none of them queued and no wake in the channel
 	reapers sync.WaitGroup             // calls of reap that are running or scheduled
 
@@ -241,6 +241,7 @@ type Pool[C any] struct {
 	conns    map[*conn[C]]struct{}           // all connections, idle and in use
 	timer    *time.Timer                     // calls reap; nil until there is something to expire
 	alarm    time.Duration                   // when the timer fires, at the latest; never: it isn't set
+	gone     int                             // lanes that were removed, and have their place yet
 	eased    bool                            // some may be able to pay, of lanes that opens says so of,
 	easedAll bool                            // or of any lane
 	reading  time.Duration                   // of the clock, in this critical section; 0: there was none yet

@@ -19,13 +19,17 @@ func (p *Pool[C]) AddLane(limits Limits, s State) int {
 	p.mu.Lock()
 	old := *p.lanes.Load()
 	l := &lane[C]{number: len(old), state: s, limits: limits.counts(), opens: never}
-	all := append(old[:len(old):len(old)], l)
+	all := append(old, l) // in the same memory, if there is room: who reads old doesn't look so far
 	for i, gone := range old {
+		if p.gone == 0 { // the usual case: there may be thousands of lanes
+			break
+		}
 		if gone.removed && gone.until != p.changes.Load() && gone.held+gone.checking+gone.leaving+gone.waiting == 0 {
 			l.number = gone.number + 1<<memberBits
 			if l.number < 0 { // an int of 32 bits, and the place had 32,768 lanes
 				l.number = i
 			}
+			p.gone--
 			all = append(old[:0:0], old...)
 			all[i] = l
 			break
@@ -55,6 +59,7 @@ func (p *Pool[C]) RemoveLane(lane int) {
 		return
 	}
 	l.removed, l.until = true, p.changes.Load()
+	p.gone++
 	l.state = Down
 	l.epoch++
 	p.closeIdle(l, ReasonRemoved)

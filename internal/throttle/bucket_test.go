@@ -173,6 +173,53 @@ func TestAgainstModel(t *testing.T) {
 	}
 }
 
+// The same, but nobody looks at what is there: that may tidy up. There is only what was allowed to be taken, and what was not.
+func TestUnseen(t *testing.T) {
+	for seed := range uint64(100) {
+		rnd := rand.New(rand.NewPCG(seed, 8))
+		num, per, burst := 1+rnd.Int64N(50), []time.Duration{time.Second, time.Minute, time.Hour}[rnd.IntN(3)], 1+rnd.Int64N(20)
+		b, m, now := throttle.NewBucket(throttle.Rate{N: float64(num), Per: per, Burst: float64(burst)}, t0), newModel(num, 1, per, burst, t0), t0
+		most := []int64{2, 30}[seed%2] // of a token's time, between two steps: in the second case the bucket is full most of the time
+		allowed, denied := 0, 0
+		for i := range 2000 {
+			now = now.Add(time.Duration(rnd.Int64N(most*int64(per)) / num))
+			n := 1 + rnd.IntN(2)
+			want, there := float64(min(int64(n), burst)), m.tokens(now)
+			d := b.Wait(now, n)
+			switch {
+			case math.Abs(there-want) < 1e-6: // what has just come, or is about to
+			case (d == 0) != (there > want):
+				t.Fatalf("seed %d, step %d: a wait of %v for %d, where %v are there", seed, i, d, n, there)
+			case d > 0 && math.Abs((want-there)*per.Seconds()/float64(num)-d.Seconds()) > 1e-6*per.Seconds():
+				t.Fatalf("seed %d, step %d: a wait of %v for %d, where %v are there", seed, i, d, n, there)
+			}
+			if d > 0 {
+				denied++
+				continue
+			}
+			allowed++
+			b.Take(now, n)
+			m.add(now, -n)
+			switch rnd.IntN(40) {
+			case 0, 1:
+				b.Return(now, n)
+				m.add(now, n)
+			case 2:
+				burst = 1 + rnd.Int64N(20)
+				b.Set(now, throttle.Rate{N: float64(num), Per: per, Burst: float64(burst)})
+				m.burst = burst
+				m.add(now, 0)
+			}
+		}
+		if got, want := b.Level(now), m.tokens(now); math.Abs(got-want) > 1e-6 {
+			t.Fatalf("seed %d: %v are there in the end, want %v", seed, got, want)
+		}
+		if allowed < 200 || seed%2 == 0 && denied < 100 {
+			t.Errorf("seed %d: %d were allowed and %d denied", seed, allowed, denied)
+		}
+	}
+}
+
 func TestWait(t *testing.T) {
 	for _, tt := range []struct {
 		rate     string
@@ -278,10 +325,67 @@ func TestSet(t *testing.T) {
 		t.Error("no limit is one")
 	}
 	b.Set(t0, rate(3, 4))
-	step("a limit after none", 4)
+	step("a limit after none: what was owed still is", -7)
+	b.Set(t0, throttle.Rate{})
+	now := t0.Add(2 * time.Second)
+	b.Set(now, rate(1, 9))
+	if got := b.Level(now); got != -1 {
+		t.Errorf("%v are there: while there is no limit, what is owed comes in by the one there was", got)
+	}
+	b.Set(now.Add(time.Hour), throttle.Rate{})
+	b.Set(now.Add(time.Hour), rate(3, 4))
+	t0 := now.Add(time.Hour)
+	if got := b.Level(t0); got != 4 {
+		t.Errorf("%v are there, after an hour", got)
+	}
+	fresh := throttle.NewBucket(throttle.Rate{}, t0)
+	fresh.Set(t0, rate(3, 4))
+	if got := fresh.Level(t0); got != 4 {
+		t.Errorf("%v are there at the first limit", got)
+	}
 	if b.Rate() != rate(3, 4) {
 		t.Error(b.Rate())
 	}
+}
+
+// What was taken where there was no limit is not given back to one that came afterwards.
+func TestUndo(t *testing.T) {
+	rate := throttle.Rate{N: 1, Per: time.Hour, Burst: 9}
+	b := throttle.NewBucket(rate, t0)
+	k := throttle.NewKeyed(rate, 10)
+	step := func(what string, now time.Time, want float64) {
+		t.Helper()
+		if got := b.Level(now); math.Abs(got-want) > 1e-9 {
+			t.Errorf("%s: %v are there, want %v", what, got, want)
+		}
+		if got := k.Get(now, "a").Level(now); math.Abs(got-want) > 1e-9 {
+			t.Errorf("%s: %v are there for a key, want %v", what, got, want)
+		}
+	}
+	take := func(now time.Time, n int) { b.Take(now, n); k.Take(now, "a", n) }
+	undo := func(now, taken time.Time, n int) { b.Undo(now, taken, n); k.Undo(now, taken, "a", n) }
+	take(t0, 5)
+	undo(t0, t0, 2)
+	step("taken by the first limit", t0, 6)
+	at := func(n int) time.Time { return t0.Add(time.Duration(n)) }
+	b.Set(at(1), throttle.Rate{})
+	k.Set(at(1), throttle.Rate{})
+	take(at(2), 3)
+	b.Set(at(3), rate)
+	k.Set(at(3), rate)
+	undo(at(4), at(2), 3)
+	step("taken without a limit", at(4), 6)
+	take(at(5), 3)
+	undo(at(6), at(5), 1)
+	step("taken by the second limit", at(6), 4)
+	if k.Wait(at(6), "a", 4) != 0 || k.Wait(at(6), "a", 5) == 0 || k.Wait(at(6), "b", 9) != 0 {
+		t.Error("of keys, Wait says something else than Level")
+	}
+	rate.N = 2 // another limit, and not none in between
+	b.Set(at(7), rate)
+	k.Set(at(7), rate)
+	undo(at(8), at(5), 1)
+	step("taken by the rate before", at(8), 5)
 }
 
 // A clock that goes back counts no stretch of time twice, and a wait is one by that clock.

@@ -36,7 +36,7 @@ const (
 func NewKeyed(r Rate, most int) *Keyed {
 	k := &Keyed{seed: maphash.MakeSeed(), max: most, segments: [][]*Bucket{make([]*Bucket, segment)}, chains: 1}
 	k.home.keyed = k
-	k.home.set(r)
+	k.home.set(time.Time{}, r)
 	return k
 }
 
@@ -45,9 +45,31 @@ func (k *Keyed) Get(now time.Time, key string) *Bucket {
 	k.home.mu.Lock()
 	defer k.home.mu.Unlock()
 	now = k.home.advance(now)
-	b := k.get(now, key)
-	k.sweep(now, looks, b)
-	return b
+	return k.look(now, key)
+}
+
+// Wait is Wait of the bucket of a key, as Get returns it; Take, Return and Undo likewise.
+func (k *Keyed) Wait(now time.Time, key string, n int) time.Duration {
+	k.home.mu.Lock()
+	defer k.home.mu.Unlock()
+	return k.look(k.home.advance(now), key).wait(now, n)
+}
+
+// Take is Take of the bucket of a key.
+func (k *Keyed) Take(now time.Time, key string, n int) {
+	k.home.mu.Lock()
+	defer k.home.mu.Unlock()
+	k.look(k.home.advance(now), key).take(now, n)
+}
+
+// Undo is Undo of the bucket of a key.
+func (k *Keyed) Undo(now, taken time.Time, key string, n int) {
+	k.home.mu.Lock()
+	defer k.home.mu.Unlock()
+	now = k.home.advance(now)
+	if b := k.look(now, key); !taken.Before(k.home.began) {
+		b.give(now, n)
+	}
 }
 
 // Set gives all of them another rate, see Bucket.Set. It looks at all of them.
@@ -58,15 +80,14 @@ func (k *Keyed) Set(now time.Time, r Rate) {
 		return
 	}
 	now = k.home.advance(now)
-	was := k.home.rate
-	k.home.set(r)
+	k.home.set(now, r)
 	for i := range k.chains {
 		for b := *k.chain(i); b != nil; b = b.next {
-			b.set(now, was)
+			b.set(now)
 		}
 	}
 	if k.crowd != nil {
-		k.crowd.set(now, was)
+		k.crowd.set(now)
 	}
 }
 
@@ -78,6 +99,12 @@ func (k *Keyed) Len() int {
 }
 
 // The methods that follow need the lock.
+
+func (k *Keyed) look(now time.Time, key string) *Bucket {
+	b := k.get(now, key)
+	k.sweep(now, looks, b)
+	return b
+}
 
 func (k *Keyed) get(now time.Time, key string) *Bucket {
 	hash := uint32(maphash.String(k.seed, key))
@@ -101,7 +128,7 @@ func (k *Keyed) get(now time.Time, key string) *Bucket {
 	if k.crowd != nil && !k.crowd.full(now) {
 		b.credit = k.crowd.level(now)
 		if debt := math.Ceil(max(-b.credit, 0)); debt > 0 { // the Limiter owes, a credit can't
-			b.take(now, int(debt))
+			b.spend(now, int(debt))
 			b.credit += debt
 		}
 	}
@@ -116,7 +143,7 @@ func (k *Keyed) get(now time.Time, key string) *Bucket {
 
 func (k *Keyed) newBucket(now time.Time) *Bucket {
 	b := &Bucket{home: &k.home}
-	b.set(now, Rate{})
+	b.set(now)
 	return b
 }
 
@@ -164,7 +191,8 @@ func (k *Keyed) sweep(now time.Time, chains int, keep *Bucket) {
 				p = &b.next
 				continue
 			}
-			*p, b.next, b.gone = b.next, nil, true
+			*p, b.next = b.next, nil
+			b.sure.Store(forgotten)
 			k.known--
 		}
 	}

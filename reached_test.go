@@ -1,0 +1,136 @@
+package smtplb_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
+)
+
+// Where several limits are reached, the one is named that is waited for longest, and RetryAfter is its: it is what keeps the message. Explain says the same.
+func TestLongestLimitIsNamed(t *testing.T) {
+	t.Parallel()
+	hourly := func(n float64) smtplb.Rate { return smtplb.Rate{N: n, Per: time.Hour, Burst: 1} }
+	for _, x := range []struct {
+		name       string
+		change     func(c *smtplb.Config)
+		scope, key string
+		text       string
+		wait       time.Duration
+	}{
+		{"a day's recipients behind a minute's messages, of one relay", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Messages: smtplb.Rate{N: 1, Per: time.Minute, Burst: 1}, Recipients: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}
+		}, "relay", "r0", "relay r0: over its limit of 1/day, burst 1 recipients", 24 * time.Hour},
+		{"the same of the pool", func(c *smtplb.Config) {
+			c.Limits = smtplb.Limits{Messages: smtplb.Rate{N: 1, Per: time.Minute, Burst: 1}, Recipients: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}
+		}, "pool", "", "pool: over its limit of 1/day, burst 1 recipients", 24 * time.Hour},
+		{"the pool behind a stream", func(c *smtplb.Config) {
+			c.Streams = []smtplb.Stream{{Name: "s", Limits: smtplb.Limits{Messages: hourly(60)}}}
+			c.Limits.Messages = hourly(2)
+		}, "pool", "", "pool: over its limit of 2/h", 30 * time.Minute},
+		{"the sender behind the pool", func(c *smtplb.Config) {
+			c.Limits.Messages, c.PerSender.Messages = hourly(60), hourly(2)
+		}, "sender", "example.com", "the sender is over its limit", 30 * time.Minute},
+		{"a warm-up behind a rate", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits.Messages = hourly(60)
+			warmCurve(c, 24)
+		}, "relay", "r0", "relay r0: warm-up: 1 of 24 today, stage 1 of 1", time.Hour},
+		{"a relay behind the pool", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Limits.Messages, c.Relays[0].Limits.Messages = hourly(60), hourly(2)
+		}, "relay", "r0", "relay r0: over its limit of 2/h", 30 * time.Minute},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				h := newHouse(t, 2, x.change)
+				defer h.close()
+				e := envelope("x@example.com")
+				e.Stream = "s"
+				h.sends(e, "accepted")
+				now := time.Now()
+				_, err := h.pool.Deliver(context.Background(), e)
+				var te *smtplb.ThrottledError
+				if !errors.As(err, &te) || te.Scope != x.scope || te.Key != x.key || !strings.Contains(te.Reason, x.text) {
+					t.Fatalf("%v: %+v", err, te)
+				}
+				if d := te.RetryAfter - x.wait; d < -time.Second || d > time.Second || retryAfter(err) != te.RetryAfter || time.Since(now) > time.Second {
+					t.Errorf("RetryAfter %v and %v after %v", te.RetryAfter, retryAfter(err), time.Since(now))
+				}
+				p, err := h.pool.Explain(context.Background(), e)
+				if err != nil || p.Limit != te.Reason || p.RetryAfter != te.RetryAfter || p.NextChance.Sub(time.Now().Add(te.RetryAfter)).Abs() > time.Second || !strings.Contains(p.String(), "is deferred for ") {
+					t.Errorf("%v\n%+v\n%v", err, p, p)
+				}
+			})
+		})
+	}
+}
+
+// Of relays whose limits are reached the one is named that is free first: its limit is what the message waits for.
+func TestFirstFreeRelayIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct {
+		every    time.Duration // of r0, r1 and r2 the first, second, third part
+		deferred bool
+	}{{30 * time.Minute, true}, {30 * time.Second, false}} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 3, func(c *smtplb.Config) {
+				c.Balancer = smtplb.FirstAvailable()
+				for i := range c.Relays {
+					c.Relays[i].Limits.Messages = smtplb.Rate{N: float64(i + 1), Per: x.every, Burst: 1}
+				}
+			})
+			defer h.close()
+			for range 3 {
+				h.sends(envelope("x@example.com"), "accepted")
+			}
+			p, err := h.pool.Explain(context.Background(), envelope("x@example.com"))
+			if err != nil || !strings.HasPrefix(p.Limit, "relay r2: over its limit of ") {
+				t.Errorf("%v, %q", err, p.Limit)
+			}
+			if !x.deferred {
+				if !p.Waits || !strings.HasSuffix(p.Limit, "of 3 relays it is the first that may have it") || p.NextToken.Sub(p.Time) > x.every/3 {
+					t.Errorf("%q until %v\n%v", p.Limit, p.NextToken, p)
+				}
+				return
+			}
+			_, err = h.pool.Deliver(context.Background(), envelope("x@example.com"))
+			var te *smtplb.ThrottledError
+			if !errors.As(err, &te) || te.Key != "r2" || te.Reason != p.Limit || (te.RetryAfter-x.every/3).Abs() > time.Second {
+				t.Errorf("%v: %+v", err, te)
+			}
+		})
+	}
+}
+
+// How many may be handed over at a time is no reason to keep a message in the queue that a day's quota lets go tomorrow only.
+func TestConcurrencyHidesNoQuota(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Limits = smtplb.Limits{Concurrency: 1, Messages: smtplb.Rate{N: 1, Per: time.Hour, Burst: 1}}
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.Data).Delay(50 * time.Second)
+		done := make(chan error)
+		go func() {
+			_, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		begun := time.Now()
+		_, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+		var te *smtplb.ThrottledError
+		if !errors.As(err, &te) || !strings.Contains(te.Reason, "1/h") || te.RetryAfter < 59*time.Minute || time.Since(begun) > time.Second {
+			t.Errorf("after %v: %v", time.Since(begun), err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
