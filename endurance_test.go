@@ -18,10 +18,18 @@ import (
 )
 
 var (
-	enduranceSeeds = flag.Int("endurance.seeds", 0, "how many seeds TestEndurance runs; 0: five, one under the race detector")
+	enduranceSeeds = flag.Int("endurance.seeds", enduranceRuns(), "how many seeds TestEndurance runs")
 	enduranceFirst = flag.Uint64("endurance.first", 1, "the first of them")
 	enduranceFor   = flag.Duration("endurance.for", 5*time.Minute, "how long each takes, of fake time")
 )
+
+// enduranceRuns is the default: under the race detector a seed takes as long as the five without it.
+func enduranceRuns() int {
+	if raceEnabled {
+		return 1
+	}
+	return 5
+}
 
 // enduranceCallers is how many send at a time.
 const enduranceCallers = 50
@@ -34,14 +42,7 @@ const enduranceCallers = 50
 // message says how, and comes with the weather, and with what was said on the connections that were concerned.
 func TestEndurance(t *testing.T) {
 	t.Parallel()
-	seeds := *enduranceSeeds
-	if seeds == 0 {
-		seeds = 5
-		if !smtplb.Thorough() {
-			seeds = 1
-		}
-	}
-	for i := range seeds {
+	for i := range *enduranceSeeds {
 		seed := *enduranceFirst + uint64(i)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
