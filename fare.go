@@ -31,6 +31,8 @@ type fare struct {
 	short                atomic.Bool // it could not be paid whole
 	warm                 []warmed    // what is taken of warm-ups now; guarded by the lock of Pool.conns
 	strained             []strained  // what is paid of relays that are held back; likewise
+	paying               int         // for how many turns it is paid now: a race has two; likewise
+	paid                 time.Time   // when it was, and it wasn't before; likewise
 	buf                  [4]toll
 }
 
@@ -140,6 +142,9 @@ func (f *fare) common(a *connpool.Ask) (d time.Duration) {
 }
 
 func (f *fare) Pay(lane int, now time.Time, fresh bool) {
+	if f.paying++; f.paying == 1 { // of two at a time the first counts: where there is an Update between them, too little is given back rather than too much
+		f.paid = now
+	}
 	for i := range f.tolls {
 		t := &f.tolls[i]
 		t.pay(now, f.messagesOf(t.recipients), t.recipients)
@@ -159,9 +164,10 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 }
 
 func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
+	f.paying--
 	for i := range f.tolls {
 		t := &f.tolls[i]
-		if t.end(now, f.messagesOf(t.recipients), t.recipients, spent) {
+		if t.end(now, f.paid, f.messagesOf(t.recipients), t.recipients, spent) {
 			others = true
 		}
 	}
@@ -170,15 +176,13 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 		others = true
 	}
 	if r := f.fleet.ofLane(lane); r != nil {
-		r.meter.end(now, r.transactions(f), f.recipients, spent)
+		r.meter.end(now, f.paid, r.transactions(f), f.recipients, spent)
 		if r.strainEnd(now, f, spent) {
 			others = true
 		}
 		r.warmEnd(f, spent)
-		if unused && r.meter.limits.Load().Connections.N > 0 {
-			r.meter.connections.Return(now, 1)
-		}
 		if unused {
+			r.meter.connections.Undo(now, f.paid, 1)
 			r.strain.dialled(now, -1)
 		}
 	}
@@ -211,8 +215,8 @@ func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
 		d = max(d, r.meter.connections.Wait(a.Now, 1))
 	}
 	d = max(d, r.strainWait(a, f), r.warmWait(a.Now, f))
-	if until := r.refusedUntil.Load(); until != 0 {
-		d = max(d, time.Duration(until-a.Now.UnixNano()))
+	if until := r.refusedUntil.Load(); until != nil {
+		d = max(d, until.Sub(a.Now))
 	}
 	return d
 }

@@ -142,7 +142,8 @@ func (d *delivery) charge(ctx context.Context, r *relay) (ok bool, err error) {
 	}
 	denied, err := d.lease(ctx, list, 0)
 	if denied != nil {
-		r.refusedUntil.Store(time.Now().Add(max(denied.RetryAfter, time.Millisecond)).UnixNano())
+		until := time.Now().Add(max(denied.RetryAfter, time.Millisecond))
+		r.refusedUntil.Store(&until)
 	}
 	return denied == nil && err == nil, err
 }

@@ -204,18 +204,19 @@ func (m *meter) pay(now time.Time, messages, recipients int) {
 	m.inUse.Add(1)
 }
 
-func (m *meter) end(now time.Time, messages, recipients int, spent bool) (others bool) {
-	l := m.limits.Load()
+// end takes back what was paid for that long, and has ended; unless it was spent, the tokens too. There may have been an Update since, so each bucket says itself whether it was taken from then.
+func (m *meter) end(now, paid time.Time, messages, recipients int, spent bool) (others bool) {
 	m.inUse.Add(-1)
 	if !spent {
-		if l.Messages.N > 0 {
-			m.messages.Return(now, messages)
-		}
-		if l.Recipients.N > 0 {
-			m.recipients.Return(now, recipients)
-		}
+		m.messages.Undo(now, paid, messages)
+		m.recipients.Undo(now, paid, recipients)
 	}
-	return !spent || l.Concurrency > 0
+	return !spent || m.limits.Load().Concurrency > 0
+}
+
+// unused reports whether the meter is as good as a new one.
+func (m *meter) unused(now time.Time) bool {
+	return m.inUse.Load() == 0 && m.messages.Full(now) && m.recipients.Full(now)
 }
 
 // leave takes a claim back.
@@ -295,29 +296,29 @@ func (s *senders) set(l Limits, now time.Time) {
 
 func (s *senders) wait(now time.Time, key string, messages, recipients int) (d time.Duration) {
 	if s.messages != nil {
-		d = s.messages.Get(now, key).Wait(now, messages)
+		d = s.messages.Wait(now, key, messages)
 	}
 	if s.recipients != nil {
-		d = max(d, s.recipients.Get(now, key).Wait(now, recipients))
+		d = max(d, s.recipients.Wait(now, key, recipients))
 	}
 	return d
 }
 
 func (s *senders) pay(now time.Time, key string, messages, recipients int) {
 	if s.messages != nil {
-		s.messages.Get(now, key).Take(now, messages)
+		s.messages.Take(now, key, messages)
 	}
 	if s.recipients != nil {
-		s.recipients.Get(now, key).Take(now, recipients)
+		s.recipients.Take(now, key, recipients)
 	}
 }
 
 func (s *senders) end(now time.Time, key string, messages, recipients int) {
 	if s.messages != nil {
-		s.messages.Get(now, key).Return(now, messages)
+		s.messages.Return(now, key, messages)
 	}
 	if s.recipients != nil {
-		s.recipients.Get(now, key).Return(now, recipients)
+		s.recipients.Return(now, key, recipients)
 	}
 }
 
@@ -332,6 +333,7 @@ type metering struct {
 	splits      bool                 // a provider has limits
 	warming     []*relay             // those that warm up
 	amounts     []amount             // of everything but relays and senders
+	former      []*meter             // of limits that were taken away, as long as something is used of them: they may be put back
 	maxThrottle time.Duration        // Config.MaxThrottleWait with its default; negative: no bound
 }
 
@@ -354,6 +356,9 @@ func (f *fleet) measure(old *fleet, now time.Time) {
 	if old != nil {
 		for _, a := range old.amounts {
 			known[[2]string{a.scope, a.key}] = a.meter
+		}
+		for _, m := range old.former {
+			known[[2]string{m.scope, m.key}] = m
 		}
 	}
 	meterOf := func(scope, key string, l Limits) *meter {
@@ -388,6 +393,14 @@ func (f *fleet) measure(old *fleet, now time.Time) {
 			f.operators[p.Name] = p
 		}
 	}
+	for _, a := range f.amounts {
+		delete(known, [2]string{a.scope, a.key})
+	}
+	for _, m := range known {
+		if !m.unused(now) {
+			f.former = append(f.former, m)
+		}
+	}
 	var were *senders
 	if old != nil {
 		were = old.perSender
@@ -418,7 +431,7 @@ func (f *fleet) settle(now time.Time) {
 	}
 	for _, r := range f.relays {
 		r.meter.set(r.caps, now)
-		r.refusedUntil.Store(0) // there may be another Limiter, or none; this one is asked again
+		r.refusedUntil.Store(nil) // there may be another Limiter, or none; this one is asked again
 		r.kindle(r.pool, &r.origin.Warmup, f.config.Store)
 	}
 	f.perSender.set(f.config.PerSender, now)

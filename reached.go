@@ -91,8 +91,8 @@ func (d *delivery) limitOf(r *relay) reached {
 	if text := r.holds(&a, d.fare); text != "" {
 		x.or(reached{r.strainWait(&a, d.fare), false, scopeRelay, r.name, "relay " + r.name + ": " + text})
 	}
-	if until := r.refusedUntil.Load(); until > a.Now.UnixNano() {
-		x.or(reached{time.Duration(until - a.Now.UnixNano()), false, scopeRelay, r.name, "relay " + r.name + ": the Limiter has no room for it before " + time.Unix(0, until).Format(time.TimeOnly)})
+	if until := r.refusedUntil.Load(); until != nil && until.After(a.Now) {
+		x.or(reached{until.Sub(a.Now), false, scopeRelay, r.name, "relay " + r.name + ": the Limiter has no room for it before " + until.Format(time.TimeOnly)})
 	}
 	return x
 }

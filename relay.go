@@ -68,7 +68,7 @@ type standing struct {
 	meter  *meter
 	strain strain
 	warmth
-	refusedUntil atomic.Int64 // Unix nanoseconds: until then the Limiter has no room for it
+	refusedUntil atomic.Pointer[time.Time] // until then the Limiter has no room for it; nil: it has. By the monotonic clock, as the clock on the wall may be set
 	connects     connects
 	hops         atomic.Uint64 // attempts elsewhere that one here led to
 	outrun       atomic.Uint64 // attempts that another relay took over because it was connected first

@@ -134,7 +134,7 @@ func (t *turn[C]) handOver(now time.Duration) bool {
 		w.turn.fare = w.fare
 	}
 	if t.fare != nil {
-		t.payOff()
+		t.payOff(now)
 	}
 	p.wakeLater(w)
 	t.conn, t.holds, t.ended = nil, false, true
@@ -158,7 +158,7 @@ func (p *Pool[C]) disembark(w *waiter[C]) {
 	if w.paid {
 		w.paid = false
 		w.conn.lane.opens, p.eased = 0, true // it may be what others of that lane wait for, whatever else changes in it
-		p.ended(w.fare, w.conn.lane, false, false)
+		p.ended(w.fare, w.conn.lane, p.instant(), false, false)
 	}
 	w.conn.rider = nil
 	w.conn = nil

@@ -137,14 +137,14 @@ func (p *Pool[C]) clock(now time.Duration) time.Time { return p.start.Add(now) }
 func (w *waiter[C]) place() Place { return Place{w.due, w.ticket.number} }
 
 // payOff ends what a turn has paid for.
-func (t *turn[C]) payOff() {
-	t.pool.ended(t.fare, t.lane, t.spent, t.fresh && !t.dials)
+func (t *turn[C]) payOff(now time.Duration) {
+	t.pool.ended(t.fare, t.lane, now, t.spent, t.fresh && !t.dials)
 	t.fare = nil
 }
 
 // ended says to a fare that what it was paid for has ended.
-func (p *Pool[C]) ended(f Fare, l *lane[C], spent, unused bool) {
-	if f.End(l.number, p.clock(p.instant()), spent, unused) {
+func (p *Pool[C]) ended(f Fare, l *lane[C], now time.Duration, spent, unused bool) {
+	if f.End(l.number, p.clock(now), spent, unused) {
 		p.easedAll = true
 	}
 }

@@ -206,6 +206,6 @@ func (t *turn[C]) end(now time.Duration) {
 	t.lane.held--
 	t.conn, t.holds, t.ended = nil, false, true
 	if t.fare != nil {
-		t.payOff()
+		t.payOff(now)
 	}
 }

@@ -352,39 +352,27 @@ func TestSet(t *testing.T) {
 func TestUndo(t *testing.T) {
 	rate := throttle.Rate{N: 1, Per: time.Hour, Burst: 9}
 	b := throttle.NewBucket(rate, t0)
-	k := throttle.NewKeyed(rate, 10)
 	step := func(what string, now time.Time, want float64) {
 		t.Helper()
 		if got := b.Level(now); math.Abs(got-want) > 1e-9 {
 			t.Errorf("%s: %v are there, want %v", what, got, want)
 		}
-		if got := k.Get(now, "a").Level(now); math.Abs(got-want) > 1e-9 {
-			t.Errorf("%s: %v are there for a key, want %v", what, got, want)
-		}
 	}
-	take := func(now time.Time, n int) { b.Take(now, n); k.Take(now, "a", n) }
-	undo := func(now, taken time.Time, n int) { b.Undo(now, taken, n); k.Undo(now, taken, "a", n) }
-	take(t0, 5)
-	undo(t0, t0, 2)
-	step("taken by the first limit", t0, 6)
 	at := func(n int) time.Time { return t0.Add(time.Duration(n)) }
+	b.Take(t0, 5)
+	b.Undo(t0, t0, 2)
+	step("taken by the first limit", t0, 6)
 	b.Set(at(1), throttle.Rate{})
-	k.Set(at(1), throttle.Rate{})
-	take(at(2), 3)
+	b.Take(at(2), 3)
 	b.Set(at(3), rate)
-	k.Set(at(3), rate)
-	undo(at(4), at(2), 3)
+	b.Undo(at(4), at(2), 3)
 	step("taken without a limit", at(4), 6)
-	take(at(5), 3)
-	undo(at(6), at(5), 1)
+	b.Take(at(5), 3)
+	b.Undo(at(6), at(5), 1)
 	step("taken by the second limit", at(6), 4)
-	if k.Wait(at(6), "a", 4) != 0 || k.Wait(at(6), "a", 5) == 0 || k.Wait(at(6), "b", 9) != 0 {
-		t.Error("of keys, Wait says something else than Level")
-	}
 	rate.N = 2 // another limit, and not none in between
 	b.Set(at(7), rate)
-	k.Set(at(7), rate)
-	undo(at(8), at(5), 1)
+	b.Undo(at(8), at(5), 1)
 	step("taken by the rate before", at(8), 5)
 }
 

@@ -48,7 +48,7 @@ func (k *Keyed) Get(now time.Time, key string) *Bucket {
 	return k.look(now, key)
 }
 
-// Wait is Wait of the bucket of a key, as Get returns it; Take, Return and Undo likewise.
+// Wait is Wait of the bucket of a key.
 func (k *Keyed) Wait(now time.Time, key string, n int) time.Duration {
 	k.home.mu.Lock()
 	defer k.home.mu.Unlock()
@@ -62,14 +62,11 @@ func (k *Keyed) Take(now time.Time, key string, n int) {
 	k.look(k.home.advance(now), key).take(now, n)
 }
 
-// Undo is Undo of the bucket of a key.
-func (k *Keyed) Undo(now, taken time.Time, key string, n int) {
+// Return is Return of the bucket of a key.
+func (k *Keyed) Return(now time.Time, key string, n int) {
 	k.home.mu.Lock()
 	defer k.home.mu.Unlock()
-	now = k.home.advance(now)
-	if b := k.look(now, key); !taken.Before(k.home.began) {
-		b.give(now, n)
-	}
+	k.look(k.home.advance(now), key).give(now, n)
 }
 
 // Set gives all of them another rate, see Bucket.Set. It looks at all of them.

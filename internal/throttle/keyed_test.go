@@ -37,10 +37,14 @@ func TestKeyedAgainstModel(t *testing.T) {
 			b = kept[key]
 		}
 		n := 1 + rnd.IntN(3)
-		if got, want := b.Wait(now, n) == 0, m.tokens(now) >= float64(n); got != want {
+		wait, take := b.Wait(now, n), func() { b.Take(now, n) }
+		if rnd.IntN(2) == 0 { // by the key
+			wait, take = k.Wait(now, key, n), func() { k.Take(now, key, n+1); k.Return(now, key, 1) }
+		}
+		if got, want := wait == 0, m.tokens(now) >= float64(n); got != want {
 			t.Fatalf("%s may take %d: %v, want %v", key, n, got, want)
 		} else if got {
-			b.Take(now, n)
+			take()
 			m.add(now, -n)
 			if got := k.Get(now, key).Level(now); got < m.tokens(now)-1e-6 || got > m.tokens(now)+1e-6 {
 				t.Fatalf("%s has %v, want %v", key, got, m.tokens(now))
