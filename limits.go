@@ -78,6 +78,10 @@ func (r Rate) bucket() throttle.Rate {
 // that may take it are over their limits, or those of the whole pool, of its route, its provider, its stream or its sender are reached, it waits in the queue for connections, in its place, for Config.MaxThrottleWait at the most, and is deferred with ErrThrottled and RetryAfter
 // then. Where the wait would be longer than that it doesn't begin: a relay whose limit is reached for so long counts as one that can't take mail, so that another tier can.
 //
+// What is allowed evenly doesn't arrive quite evenly: from then to MAIL a connection may have to be opened, or, for a message that rides (Relay.NoRiding), the message before to be answered. Who counts strictly sees Burst at once and, on top of it, the
+// rate times the longest of that, but no more than one message for each connection: 25 a second with a Burst of 1 came 4 at once where messages ride behind answers of some 0.1 to 0.5 s, and 1 at once without. Where a quota has less room than that, set Burst to 1, and NoRiding or a
+// smaller Conns.Max. A message that ends between MAIL and its text, as all its recipients are refused or its context has no time left, is given back here, and may be counted there.
+//
 // A message to more recipients than Recipients.Burst waits until the whole burst is there, and uses up in advance what it needs beyond. Limits are those of one Pool, unless Config.Limiter shares them with others.
 type Limits struct {
 	Messages    Rate // transactions; each takes up to 100 recipients
