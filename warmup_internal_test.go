@@ -177,6 +177,38 @@ func TestWarmingShares(t *testing.T) {
 	})
 }
 
+// A lease that is on its way when the pool shuts down is waited for, and given back.
+func TestWarmingReleaseWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &failingStore{}
+		w := newWarming("r", quickly, store)
+		time.Sleep(12 * time.Hour)
+		if n := takeAll(t, w, 6); n != 6 {
+			t.Fatalf("%d taken", n)
+		}
+		store.swap = func(context.Context) error { time.Sleep(3 * time.Second); return nil }
+		done := make(chan error)
+		go func() { done <- w.sync(t.Context()) }() // the next lease: half of the first is used
+		synctest.Wait()
+		if !w.schedule.Dirty(time.Now()) {
+			t.Fatal("no lease is asked for")
+		}
+		if err := w.release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		next := newWarming("r", quickly, store)
+		if err := next.sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if x := next.schedule.Today(time.Now()); x.Used != 6 {
+			t.Errorf("%d are used, of 6", x.Used)
+		}
+	})
+}
+
 // Store faults: what is lost is a lease for each, and the error is told.
 func TestWarmingFaults(t *testing.T) {
 	disk := errors.New("no space left")

@@ -158,21 +158,25 @@ func (s *Schedule) Stored(d Draft) {
 	s.failures, s.retry, s.fresh = 0, 0, false
 }
 
-// applyLocked makes what d grants usable. For another day than today it is of no use.
+// applyLocked makes what d grants usable, or something to give back where nothing is taken any more. For another day than today it is of no use.
 func (s *Schedule) applyLocked(d Draft) {
 	s.forgetLocked(d)
-	if d.day != s.date || s.released {
+	if d.day != s.date {
 		return
 	}
-	s.relay.apply(d.relay)
+	s.relay.apply(d.relay, s.released)
 	for name, more := range d.providers {
 		if p := s.providers[name]; p != nil {
-			p.apply(more)
+			p.apply(more, s.released)
 		}
 	}
 }
 
-func (b *book) apply(more int) {
+func (b *book) apply(more int, released bool) {
+	if released { // it was on its way, and is in the record
+		b.back += more
+		return
+	}
 	b.leased += more
 	b.left += more
 	b.granted += more
