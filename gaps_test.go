@@ -94,3 +94,35 @@ func TestProvidersClaim(t *testing.T) {
 		}
 	}
 }
+
+// A message that is more than the whole stage, where only other mail brings about another, is told so: tomorrow is as today.
+func TestWarmupLargerThanTheStage(t *testing.T) {
+	t.Parallel()
+	for _, advance := range []smtplb.WarmupAdvance{smtplb.AdvanceDaily, smtplb.AdvanceDelivered} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				warmCurve(c, 2, 2, 100)
+				c.Relays[0].Warmup.Advance = advance
+			})
+			defer h.close()
+			time.Sleep(23*time.Hour + 30*time.Minute) // by then all of a day's may have gone out
+			h.sends(envelope("first@example.com"), "accepted")
+			e := envelope("x@example.com", "y@example.com", "z@example.com")
+			for range 3 {
+				_, err := h.pool.Deliver(context.Background(), e)
+				if !errors.Is(err, smtplb.ErrThrottled) || strings.Contains(err.Error(), "only other mail") != (advance == smtplb.AdvanceDelivered) || retryAfter(err) != 24*time.Hour {
+					t.Fatalf("%v: %v", retryAfter(err), err)
+				}
+				if advance == smtplb.AdvanceDaily {
+					return
+				}
+				time.Sleep(24 * time.Hour)
+			}
+			for range 2 { // other mail does
+				h.sends(envelope("o@example.com", "p@example.com"), "accepted accepted")
+				time.Sleep(24 * time.Hour)
+			}
+			h.sends(e, "accepted accepted accepted")
+		})
+	}
+}
