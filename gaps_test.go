@@ -2,6 +2,7 @@ package smtplb_test
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"strings"
 	"testing"
@@ -62,4 +63,66 @@ func TestExplainPartsWithoutRoutes(t *testing.T) {
 			t.Error(text)
 		}
 	})
+}
+
+// A domain that two providers of the configuration claim is an error, in whatever form they write it; one that a built-in provider has is theirs, and Explain says so.
+func TestProvidersClaim(t *testing.T) {
+	t.Parallel()
+	claim := func(domains ...string) smtplb.Config {
+		c := smtplb.Config{Relays: []smtplb.Relay{{Addr: "r.test:25"}}}
+		for i, d := range domains {
+			c.Providers = append(c.Providers, smtplb.Provider{Name: string(rune('a' + i)), Domains: []string{"own" + string(rune('a'+i)) + ".test", d}})
+		}
+		return c
+	}
+	for _, x := range [][2]string{
+		{"same.test", "same.test"}, {"same.test", "SAME.Test"}, {"*.same.test", "*.Same.test"}, {"bücher.test", "xn--bcher-kva.test"}, {"*.BÜCHER.test", "*.xn--bcher-kva.test"},
+	} {
+		_, err := smtplb.New(claim(x[0], x[1]))
+		if ce := (*smtplb.ConfigError)(nil); !errors.As(err, &ce) || ce.Path != "Providers[1].Domains[1]" || !strings.Contains(ce.Reason, "is one of Providers[0] too") {
+			t.Errorf("%q: %v", x, err)
+		}
+	}
+	pool, err := smtplb.New(claim("gmail.com", "*.gmail.com"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	for to, want := range map[string]string{"x@gmail.com": "a", "x@eu.GMAIL.com": "b", "x@googlemail.com": "gmail"} {
+		if p, err := pool.Explain(context.Background(), envelope(to)); err != nil || p.Provider != want {
+			t.Errorf("%s is of %q: %v", to, p.Provider, err)
+		}
+	}
+}
+
+// A message that is more than the whole stage, where only other mail brings about another, is told so: tomorrow is as today.
+func TestWarmupLargerThanTheStage(t *testing.T) {
+	t.Parallel()
+	for _, advance := range []smtplb.WarmupAdvance{smtplb.AdvanceDaily, smtplb.AdvanceDelivered} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				warmCurve(c, 2, 2, 100)
+				c.Relays[0].Warmup.Advance = advance
+			})
+			defer h.close()
+			time.Sleep(23*time.Hour + 30*time.Minute) // by then all of a day's may have gone out
+			h.sends(envelope("first@example.com"), "accepted")
+			e := envelope("x@example.com", "y@example.com", "z@example.com")
+			for range 3 {
+				_, err := h.pool.Deliver(context.Background(), e)
+				if !errors.Is(err, smtplb.ErrThrottled) || strings.Contains(err.Error(), "only other mail") != (advance == smtplb.AdvanceDelivered) || retryAfter(err) != 24*time.Hour {
+					t.Fatalf("%v: %v", retryAfter(err), err)
+				}
+				if advance == smtplb.AdvanceDaily {
+					return
+				}
+				time.Sleep(24 * time.Hour)
+			}
+			for range 2 { // other mail does
+				h.sends(envelope("o@example.com", "p@example.com"), "accepted accepted")
+				time.Sleep(24 * time.Hour)
+			}
+			h.sends(e, "accepted accepted accepted")
+		})
+	}
 }

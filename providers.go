@@ -16,7 +16,8 @@ import (
 type Provider struct {
 	// Name says which provider is meant in errors and statistics.
 	Name string
-	// Domains are patterns of its domains, as in Route.Recipients, without addresses. Default: those that Providers knows of that Name.
+	// Domains are patterns of its domains, as in Route.Recipients, without addresses. Default: those that Providers knows of that Name. What is named here is this Provider's: one of those that every pool knows doesn't have it any more, its
+	// Limits included. That two entries of Config.Providers name it is an error. Explain tells whose a recipient is.
 	Domains []string
 	// MXSuffixes are names of the hosts that take mail for it, or names above them, such as "google.com": with Config.MXResolver, domains that no Domains name are the provider's where each of the hosts in their MX records is
 	// one of these. Default: those that Providers knows of that Name.
@@ -158,6 +159,14 @@ func providerRules(list []Provider) (rules []domain.Rule) {
 	return rules
 }
 
+// canonicalPattern is a pattern of a domain in the form in which all that mean the same are one.
+func canonicalPattern(d string) string {
+	if name, ok := strings.CutPrefix(d, "*."); ok {
+		return "*." + domain.Fold(name)
+	}
+	return domain.Fold(d)
+}
+
 // validateProviders adds the faults of the providers to f, and returns them together with the built-in ones, and the table of their domains.
 func (c *Config) validateProviders(f *faults) ([]Provider, *domain.Table) {
 	if len(c.Providers) == 0 {
@@ -190,7 +199,7 @@ func (c *Config) validateProviders(f *faults) ([]Provider, *domain.Table) {
 				f.add(at, "%s", wrong[0].Reason)
 				continue
 			}
-			key := strings.ToLower(d)
+			key := canonicalPattern(d)
 			if same, ok := places[key]; ok {
 				f.add(at, "%q is one of Providers[%d] too", d, same.provider)
 			}

@@ -85,6 +85,9 @@ func (d *delivery) limitOf(r *relay) reached {
 		text := "relay " + r.name + ": " + r.warmSays(a.Now)
 		if wait == connpool.Never {
 			text += ": the message is more than a whole day's"
+			if r.origin.Warmup.Advance == AdvanceDelivered {
+				text += ", and only other mail brings about another stage"
+			}
 		}
 		x.or(reached{wait, false, scopeRelay, r.name, text})
 	}

@@ -18,7 +18,7 @@ import (
 // After the last stage there is no cap any more. After more than 30 days without mail the warm-up begins again, as mailbox providers have forgotten the relay (SendGrid: "if you haven't sent on it in more than 30 days"). A
 // day on which the relay was asked to slow down holds its stage: the next day has the same.
 //
-// What was sent is kept in the Store. A restart goes on where the process ended: it is lost without Shutdown, then at most a twenty-fourth of the day's cap (or one message, if that is more) counts as sent that wasn't. Processes that share a Store share the cap.
+// What was sent is kept in the Store. A restart goes on where the process ended: it is lost without Shutdown, then at most a twenty-fourth of the day's cap (or one message, if that is more) counts as sent that wasn't, and as sent at once. Processes that share a Store share the cap.
 // A Store that fails or is slow holds nothing up: the relay sends what it was granted before, a twenty-fourth of the cap at the most, and then counts as having no more for now.
 type Warmup struct {
 	// Start is the UTC day of the first stage; the time of day doesn't matter. Before that day the relay gets no mail. Where the Store knows nothing of the warm-up, as many stages have passed as days since then (with
@@ -54,7 +54,8 @@ type WarmupAdvance uint8
 const (
 	// AdvanceDaily: with the day, whether there was mail or not.
 	AdvanceDaily WarmupAdvance = iota
-	// AdvanceDelivered: with a day on which the relay accepted at least 90 % of the cap. It is for mail that doesn't come every day, or not as much.
+	// AdvanceDelivered: with a day on which the relay accepted at least 90 % of the cap. It is for mail that doesn't come every day, or not as much. A message to more recipients than the whole cap waits for a later stage, and so for other mail
+	// that brings it about: alone it is deferred day after day, with a RetryAfter of 24 h and an error that says so.
 	AdvanceDelivered
 )
 

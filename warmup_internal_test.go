@@ -149,6 +149,11 @@ func TestWarmingShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // which begins at midnight
 		var store MemoryStore
 		a, b := newWarming("r", quickly, &store), newWarming("r", quickly, &store)
+		for _, w := range []*warming{a, b} { // both run: who begins later has no burst of its own
+			if err := w.sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
 		time.Sleep(23 * time.Hour)
 		n := 0
 		for range 10 {
@@ -173,6 +178,38 @@ func TestWarmingShares(t *testing.T) {
 		other := newWarming("other", quickly, &store)
 		if takeAll(t, other, 1) != 1 || other.schedule.Today(time.Now()).Used != 1 {
 			t.Error("another relay has it too")
+		}
+	})
+}
+
+// A lease that is on its way when the pool shuts down is waited for, and given back.
+func TestWarmingReleaseWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &failingStore{}
+		w := newWarming("r", quickly, store)
+		time.Sleep(12 * time.Hour)
+		if n := takeAll(t, w, 6); n != 6 {
+			t.Fatalf("%d taken", n)
+		}
+		store.swap = func(context.Context) error { time.Sleep(3 * time.Second); return nil }
+		done := make(chan error)
+		go func() { done <- w.sync(t.Context()) }() // the next lease: half of the first is used
+		synctest.Wait()
+		if !w.schedule.Dirty(time.Now()) {
+			t.Fatal("no lease is asked for")
+		}
+		if err := w.release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		next := newWarming("r", quickly, store)
+		if err := next.sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if x := next.schedule.Today(time.Now()); x.Used != 6 {
+			t.Errorf("%d are used, of 6", x.Used)
 		}
 	})
 }

@@ -62,7 +62,7 @@ func TestJitter(t *testing.T) {
 		{breaker.Settings{OpenFor: 1}, fault, time.Millisecond, time.Millisecond, false, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			const n = 2000
+			const n = 5000
 			var sum float64
 			least, most := time.Duration(1<<62), time.Duration(0)
 			for range n {
@@ -83,7 +83,7 @@ func TestJitter(t *testing.T) {
 				t.Errorf("%+v: open for only %v to %v of %v to %v", tt.set, least, most, tt.low, tt.high)
 			}
 			if mean, middle := sum/n, (tt.low + width/2).Seconds(); tt.uniform && (mean < middle-width.Seconds()/40 || mean > middle+width.Seconds()/40) {
-				t.Errorf("%+v: mean %v s, want %v s", tt.set, mean, middle) // 0.025 of the width are 3.9 sigma
+				t.Errorf("%+v: mean %v s, want %v s", tt.set, mean, middle) // 0.025 of the width are 6.1 sigma
 			}
 		})
 	}

@@ -371,7 +371,7 @@ func TestDecode(t *testing.T) {
 	p := start(warmup.Config{Curve: []int{240}, PerProvider: map[string][]int{"g": {10}}}, "a")
 	p.wait(t, &d, monday.Add(12*time.Hour), "g", 3)
 	whole, _ := d.record.Encode()
-	const want = `{"version":1,"writer":"a","seq":1,"used":"2026-03-02","days":[{"day":"2026-03-02","stage":0,"granted":10,"providers":{"g":3}}]}`
+	const want = `{"version":1,"writer":"a","seq":1,"used":"2026-03-02","days":[{"day":"2026-03-02","stage":0,"granted":10,"providers":{"g":3}}],"full":1772453700000000000,"providers":{"g":1772453700000000000}}`
 	if diff := cmp.Diff(want, string(whole)); diff != "" {
 		t.Error(diff)
 	}
@@ -384,7 +384,7 @@ func TestDecode(t *testing.T) {
 		{`"version":1`, `"version":2`}, {`"version":1,`, ``}, {`"seq":1`, `"seq":-1`}, {`"seq":1`, `"seq":18446744073709551615`}, {`"seq"`, `"sequence"`},
 		{`"granted":10`, `"granted":-1`}, {`"granted":10`, `"granted":1000000001`}, {`"stage":0`, `"stage":-1`}, {`"stage":0`, `"stage":1e9`}, {`"g":3`, `"g":-3`},
 		{`"day":"2026-03-02"`, `"day":"2026-02-30"`}, {`"day":"2026-03-02"`, `"day":20514`}, {`"granted":10`, `"granted":10,"delivered":-1`},
-		{`{"version"`, `[{"version"`}, {`}]}`, `}]}{}`}, {`"writer":"a"`, `"writer":"` + strings.Repeat("a", 256) + `"`},
+		{`{"version"`, `[{"version"`}, {`00}}`, `00}}{}`}, {`"full":1`, `"full":-1`}, {`{"g":17`, `{"g":-17`}, {`"writer":"a"`, `"writer":"` + strings.Repeat("a", 256) + `"`},
 	} {
 		b := strings.Replace(string(whole), change[0], change[1], 1)
 		if b == string(whole) {

@@ -51,6 +51,10 @@ type Record struct {
 	Start   Date   `json:"start,omitempty"` // the Config.Start that the warm-up was begun by
 	Used    Date   `json:"used,omitempty"`  // the last day on which anything was taken
 	Days    []Day  `json:"days,omitempty"`  // in their order; the last keepDays, so that a clock that is set back finds what it has used
+
+	// Full is when a twenty-fourth of the cap may go out at once again, in Unix nanoseconds, if all goes out now that was granted and isn't given back; 0: nobody knows. A process that begins goes by it, or each restart would have a burst of its own.
+	Full      int64            `json:"full,omitempty"`
+	Providers map[string]int64 `json:"providers,omitempty"` // the same for each that has a cap
 }
 
 // Day is what is known of one day.
@@ -93,6 +97,14 @@ func Decode(b []byte) (*Record, error) {
 	if len(r.Days) > keepDays || len(r.Writer) > 255 || r.Seq > maxCount {
 		return nil, fmt.Errorf("not the state of a warm-up: %d days, draft %d of %d bytes", len(r.Days), r.Seq, len(r.Writer))
 	}
+	if r.Full < 0 {
+		return nil, fmt.Errorf("not the state of a warm-up: full at %d", r.Full)
+	}
+	for name, full := range r.Providers {
+		if full < 0 {
+			return nil, fmt.Errorf("not the state of a warm-up: %q full at %d", name, full)
+		}
+	}
 	for i, day := range r.Days {
 		bad := i > 0 && day.Day <= r.Days[i-1].Day || day.Stage < 0 || day.Stage > maxStages || day.Granted < 0 || day.Granted > MaxCap || day.Delivered < 0 || day.Delivered > maxCount
 		for _, n := range day.Providers {
@@ -108,6 +120,7 @@ func Decode(b []byte) (*Record, error) {
 func (r *Record) clone() *Record {
 	c := *r
 	c.Days = slices.Clone(r.Days)
+	c.Providers = maps.Clone(r.Providers)
 	for i := range c.Days {
 		c.Days[i].Providers = maps.Clone(c.Days[i].Providers)
 	}

@@ -21,6 +21,42 @@ func TestReleaseBeforeLease(t *testing.T) {
 	if _, ok := p.Take(monday, "", 1); ok {
 		t.Error("something to take")
 	}
+	back, ok := p.Draft(monday) // it is given back: the day would have so much less
+	if !ok || dayOf(back.Record, warmup.On(monday)).Granted != 0 || dayOf(draft.Record, warmup.On(monday)).Granted == 0 {
+		t.Fatalf("%v: %+v", ok, back.Record)
+	}
+	p.Stored(back)
+	if again, ok := p.Draft(monday); ok {
+		t.Errorf("and again: %+v", again.Record)
+	}
+}
+
+// So is what of a lease was used before.
+func TestReleaseBeforeSecondLease(t *testing.T) {
+	cfg := thousand
+	cfg.PerProvider = map[string][]int{"gmail": {240}}
+	noon := monday.Add(12 * time.Hour)
+	p := start(cfg, "a")
+	p.Adopt(nil)
+	p.Wait(noon, "gmail", 3)
+	first, _ := p.Draft(noon)
+	p.Stored(first)
+	if _, ok := p.Take(noon, "gmail", 3); !ok {
+		t.Fatal("nothing to take")
+	}
+	if _, ok := p.Take(noon, "", 4); !ok {
+		t.Fatal("nothing more to take")
+	}
+	second, ok := p.Draft(noon) // half of it is used
+	if !ok {
+		t.Fatal("no second lease")
+	}
+	p.Release(noon)
+	p.Stored(second)
+	back, ok := p.Draft(noon)
+	if day := dayOf(back.Record, warmup.On(noon)); !ok || day.Granted != 7 || day.Providers["gmail"] != 3 {
+		t.Errorf("%v: %+v", ok, back.Record)
+	}
 }
 
 // Of two writes of which nobody knows whether they were carried out, the one counts that was.

@@ -58,10 +58,19 @@ func (s *Schedule) Adopt(r *Record) {
 	if !s.known || r.Writer != s.rec.Writer || r.Seq != s.rec.Seq {
 		s.resolveLocked(r)
 	}
+	if !s.known { // what went out before this process began
+		s.relay.resume(r.Full, s.seen)
+		for name, p := range s.providers {
+			p.resume(r.Providers[name], s.seen)
+		}
+	}
 	s.rec = *r.clone()
 	s.known, s.stale, s.fresh = true, false, false
 	s.retry = 0
 }
+
+// resume takes over from a process that has ended. Clocks differ: nobody waits for longer than after a whole burst.
+func (b *book) resume(full, t int64) { b.full = max(b.full, min(full, t+int64(refill))) }
 
 // resolveLocked finds out what became of drafts that may have been stored, now that the store holds r, which isn't what they were to follow: none of them can be stored any more.
 func (s *Schedule) resolveLocked(r *Record) {
@@ -105,9 +114,40 @@ func (s *Schedule) Draft(now time.Time) (Draft, bool) {
 	if !some {
 		return Draft{}, false
 	}
+	s.fillLocked(&d, t)
 	s.seq = max(s.seq, s.rec.Seq) + 1
 	r.Version, r.Writer, r.Seq = version, s.cfg.Writer, s.seq
 	return d, true
+}
+
+// fillLocked adds to d when everything may go out at once again: what is granted may be used before anybody hears of this process again.
+func (s *Schedule) fillLocked(d *Draft, t int64) {
+	r := d.Record
+	mine := r.Writer == s.cfg.Writer // or it is another's too, who may still be sending
+	fill := func(b *book, more int, was int64) int64 {
+		full := b.full
+		if n := b.left + more; n > 0 && b.limit > 0 {
+			full = max(full, min(max(full, t)+b.cost(n), t+int64(refill))) // more than a burst can't go out at once
+		}
+		if !mine {
+			full = max(full, was)
+		}
+		if full <= t { // it is over: nobody needs to know
+			return 0
+		}
+		return full
+	}
+	r.Full = fill(&s.relay, d.relay, r.Full)
+	was := r.Providers
+	r.Providers = nil
+	for name, p := range s.providers {
+		if full := fill(p, d.providers[name], was[name]); full > 0 {
+			if r.Providers == nil {
+				r.Providers = make(map[string]int64)
+			}
+			r.Providers[name] = full
+		}
+	}
 }
 
 // grantLocked adds to d what the books need, or have to give back.
@@ -158,21 +198,25 @@ func (s *Schedule) Stored(d Draft) {
 	s.failures, s.retry, s.fresh = 0, 0, false
 }
 
-// applyLocked makes what d grants usable. For another day than today it is of no use.
+// applyLocked makes what d grants usable, or something to give back where nothing is taken any more. For another day than today it is of no use.
 func (s *Schedule) applyLocked(d Draft) {
 	s.forgetLocked(d)
-	if d.day != s.date || s.released {
+	if d.day != s.date {
 		return
 	}
-	s.relay.apply(d.relay)
+	s.relay.apply(d.relay, s.released)
 	for name, more := range d.providers {
 		if p := s.providers[name]; p != nil {
-			p.apply(more)
+			p.apply(more, s.released)
 		}
 	}
 }
 
-func (b *book) apply(more int) {
+func (b *book) apply(more int, released bool) {
+	if released { // it was on its way, and is in the record
+		b.back += more
+		return
+	}
 	b.leased += more
 	b.left += more
 	b.granted += more
