@@ -87,6 +87,8 @@ type recipient struct {
 	addr     string
 	key      string // what makes it distinct
 	operator string // the provider that its domain's MX records tell of, see identify
+	route    *route // see routeOf
+	routed   *fleet // of which that is one
 	outcome  Outcome
 	relay    string
 	stage    Stage

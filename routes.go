@@ -186,10 +186,13 @@ func (x *Route) of(byName, byTag map[string]roll) (all roll) {
 
 // routeOf returns the route of a recipient.
 func (d *delivery) routeOf(x *recipient) *route {
-	if i := d.routeNumber(x); i >= 0 {
-		return d.fleet.routes[i]
+	if f := d.fleet; x.routed != f {
+		x.routed, x.route = f, f.standard
+		if i := d.routeNumber(x); i >= 0 {
+			x.route = f.routes[i]
+		}
 	}
-	return d.fleet.standard
+	return x.route
 }
 
 // routeNumber returns the place of a recipient's route among the fleet's, -1 where no Route is for it.

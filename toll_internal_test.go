@@ -247,3 +247,26 @@ func TestDenialOutlivesClock(t *testing.T) {
 		}
 	}
 }
+
+// Limits and routes cost a turn no more than some times what it costs without any: nothing in them depends on how many there are. Whoever else uses the machine doesn't count: what the least of many short rounds took does, they take
+// turns, and there are more of them where the first ones don't do.
+func TestTollIsSmall(t *testing.T) {
+	const each, most = 30, 5000
+	least := [3]time.Duration{time.Hour, time.Hour, time.Hour}
+	of := []func(){turns(t, plainConfig()), turns(t, usualConfig(1000)), turns(t, limitedConfig(1000))}
+	var usual, all float64
+	for n := 0; n < 200 || n < most && (usual > 6 || all > 10); n++ {
+		for i, f := range of {
+			begun := time.Now()
+			for range each {
+				f()
+			}
+			least[i] = min(least[i], time.Since(begun))
+		}
+		usual, all = float64(least[1])/float64(least[0]), float64(least[2])/float64(least[0])
+	}
+	t.Logf("%v; %.1f times as much with the usual limits, %.1f with all", least[0]/each, usual, all)
+	if usual > 6 || all > 10 {
+		t.Errorf("a turn takes %v, with the usual limits %v, with all %v", least[0]/each, least[1]/each, least[2]/each)
+	}
+}
