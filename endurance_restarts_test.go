@@ -112,8 +112,8 @@ func (c *restarts) process(r *rand.Rand) {
 	}
 	end := time.Now().Add(oneOf(r, time.Minute, 30*time.Minute, 5*time.Hour))
 	for !c.over() && time.Now().Before(end) {
-		pause(r, 20*time.Minute)
-		for range 1 + r.IntN(5) {
+		pause(r, 40*time.Minute) // the pool's clock stops after five, which is what makes two days cheap
+		for range 1 + r.IntN(10) {
 			c.message(r, pool)
 		}
 	}
