@@ -126,3 +126,49 @@ func TestWarmupLargerThanTheStage(t *testing.T) {
 		})
 	}
 }
+
+// A connection that ends for a reason of ours is no broken one: Stats says which.
+func TestClosedForOurReasons(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) { // the relay wants a connection for each message
+		h := newHouse(t, 1, nil, smtptest.WithExtensions("PIPELINING", "LIMITS MAILMAX=1"))
+		defer h.close()
+		for range 3 {
+			h.sends(envelope("x@example.com"), "accepted")
+		}
+		time.Sleep(time.Second)
+		if s := h.pool.Stats().Relays[0]; s.Closed["uses"] != 3 || s.Closed["broken"] != 0 || s.Opened != 3 || s.Idle != 0 {
+			t.Errorf("%v of %d", s.Closed, s.Opened)
+		}
+	})
+	bubble(t, func(t *testing.T) { // and for each part of one
+		h := newHouse(t, 1, nil, smtptest.WithExtensions("PIPELINING", "LIMITS MAILMAX=1 RCPTMAX=2"))
+		defer h.close()
+		h.sends(envelope("a@example.com", "b@example.com", "c@example.com", "d@example.com", "e@example.com"), "accepted accepted accepted accepted accepted")
+		time.Sleep(time.Second)
+		if s := h.pool.Stats().Relays[0]; s.Closed["uses"] != 3 || s.Closed["broken"] != 0 {
+			t.Errorf("%v of %d", s.Closed, s.Opened)
+		}
+	})
+	bubble(t, func(t *testing.T) { // the relay is another while a message is on its way
+		h := newHouse(t, 1, nil)
+		defer h.close()
+		h.relays[0].On(smtptest.Data).Times(1).Delay(10 * time.Second)
+		done := make(chan error)
+		go func() {
+			_, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		if err := h.pool.Update(h.config(func(c *smtplb.Config) { c.LocalName = "other.example" })); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if s := h.pool.Stats().Relays[0]; s.Closed["drained"] != 1 || s.Closed["broken"] != 0 {
+			t.Errorf("%v", s.Closed)
+		}
+	})
+}
