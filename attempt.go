@@ -511,8 +511,12 @@ func (r *standing) error(end *session.End) error {
 
 // drop gives up the connection, and keeps the turn for another one.
 func (a *attempt) drop() {
+	why := connpool.ReasonBroken
+	if a.conn.Reusable() && a.spent() {
+		why = connpool.ReasonUses
+	}
 	_ = a.conn.Close()
-	a.turn.Discard()
+	a.turn.DiscardFor(why)
 	a.conn, a.uses = nil, 0
 }
 
@@ -531,11 +535,15 @@ func (a *attempt) release() {
 	case conn == nil:
 		t.Put(0)
 	case conn.Reusable() && a.sound:
-		if most := conn.Extensions().MailMax; most > 0 && conn.Uses() >= most || a.relay.outdated() { // RFC 9422; opened by what was configured before, maybe after the lane was flushed
-			a.pool.retireTurn(*t, conn) // what t points at is used for the next attempt
-			return
+		most := conn.Extensions().MailMax // RFC 9422
+		switch {                          // what t points at is used for the next attempt
+		case a.relay.outdated(): // opened by what was configured before, maybe after the lane was flushed
+			a.pool.retireTurn(*t, conn, connpool.ReasonDrained)
+		case most > 0 && conn.Uses() >= most:
+			a.pool.retireTurn(*t, conn, connpool.ReasonUses)
+		default:
+			t.Put(a.uses)
 		}
-		t.Put(a.uses)
 	default:
 		defer t.Drop()
 		_ = conn.Close()

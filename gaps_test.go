@@ -3,6 +3,7 @@ package smtplb_test
 import (
 	"context"
 	"errors"
+	"net"
 	"regexp"
 	"strings"
 	"testing"
@@ -123,6 +124,92 @@ func TestWarmupLargerThanTheStage(t *testing.T) {
 				time.Sleep(24 * time.Hour)
 			}
 			h.sends(e, "accepted accepted accepted")
+		})
+	}
+}
+
+// A connection that ends for a reason of ours is no broken one: Stats says which.
+func TestClosedForOurReasons(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) { // the relay wants a connection for each message
+		h := newHouse(t, 1, nil, smtptest.WithExtensions("PIPELINING", "LIMITS MAILMAX=1"))
+		defer h.close()
+		for range 3 {
+			h.sends(envelope("x@example.com"), "accepted")
+		}
+		time.Sleep(time.Second)
+		if s := h.pool.Stats().Relays[0]; s.Closed["uses"] != 3 || s.Closed["broken"] != 0 || s.Opened != 3 || s.Idle != 0 {
+			t.Errorf("%v of %d", s.Closed, s.Opened)
+		}
+	})
+	bubble(t, func(t *testing.T) { // and for each part of one
+		h := newHouse(t, 1, nil, smtptest.WithExtensions("PIPELINING", "LIMITS MAILMAX=1 RCPTMAX=2"))
+		defer h.close()
+		h.sends(envelope("a@example.com", "b@example.com", "c@example.com", "d@example.com", "e@example.com"), "accepted accepted accepted accepted accepted")
+		time.Sleep(time.Second)
+		if s := h.pool.Stats().Relays[0]; s.Closed["uses"] != 3 || s.Closed["broken"] != 0 {
+			t.Errorf("%v of %d", s.Closed, s.Opened)
+		}
+	})
+	bubble(t, func(t *testing.T) { // the relay is another while a message is on its way
+		h := newHouse(t, 1, nil)
+		defer h.close()
+		h.relays[0].On(smtptest.Data).Times(1).Delay(10 * time.Second)
+		done := make(chan error)
+		go func() {
+			_, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		if err := h.pool.Update(h.config(func(c *smtplb.Config) { c.LocalName = "other.example" })); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if s := h.pool.Stats().Relays[0]; s.Closed["drained"] != 1 || s.Closed["broken"] != 0 {
+			t.Errorf("%v", s.Closed)
+		}
+	})
+}
+
+// A relay with which no session comes about for what it said hears QUIT (RFC 5321 §4.1.1.10), and nobody waits for what it answers.
+func TestQuitAfterRefusal(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct {
+		name string
+		set  func(s *smtptest.Server)
+		quit bool
+	}{
+		{"greeting", func(s *smtptest.Server) { s.On(smtptest.Banner).Reply(554, "5.3.2 no service") }, true},
+		{"closing", func(s *smtptest.Server) { s.On(smtptest.Banner).Reply(421, "4.3.2 later") }, false},
+		{"login", func(s *smtptest.Server) { s.On(smtptest.Auth).Reply(535, "5.7.8 wrong") }, true},
+		{"out of step", func(s *smtptest.Server) { s.On(smtptest.Banner).Raw("hello\r\n") }, false},
+	} {
+		bubble(t, func(t *testing.T) {
+			var h *house
+			h = newHouse(t, 1, func(c *smtplb.Config) {
+				r := &c.Relays[0]
+				r.Addr, r.Username, r.Password = "127.0.0.1:25", "u", "p" // without TLS to this host only
+				c.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					return h.net.DialContext(ctx, network, "r0.test:25")
+				}
+			}, smtptest.WithAuth("u", "p"))
+			defer h.close()
+			quit := h.relays[0].On(smtptest.Quit).Delay(20 * time.Second)
+			x.set(h.relays[0])
+			begun := time.Now()
+			if _, err := h.pool.Deliver(context.Background(), envelope("x@example.com")); err == nil {
+				t.Errorf("%s: accepted", x.name)
+			}
+			if took := time.Since(begun); took > 10*time.Millisecond {
+				t.Errorf("%s: it took %v", x.name, took)
+			}
+			time.Sleep(time.Second)
+			if said := quit.Fired() == 1; said != x.quit {
+				t.Errorf("%s: QUIT %v", x.name, said)
+			}
 		})
 	}
 }

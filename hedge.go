@@ -202,7 +202,7 @@ func (l *leg) settle() {
 	if l.conn != nil && !l.idle && r.outdated() { // opened by what was configured before, maybe after the lane was flushed
 		l.permit.Done(breaker.NotCounted)
 		l.turn.Adopt(l.conn)
-		l.pool.retireTurn(l.turn, l.conn)
+		l.pool.retireTurn(l.turn, l.conn, connpool.ReasonDrained)
 		return
 	}
 	defer l.turn.Put(0)

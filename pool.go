@@ -135,11 +135,11 @@ func (p *Pool) retire(c *session.Conn, why connpool.Reason, gone func()) bool {
 	})
 }
 
-// retireTurn ends a turn whose connection is not to be used again: with a QUIT in the background, and the slot is free when the relay knows.
-func (p *Pool) retireTurn(t connpool.Turn[*session.Conn], c *session.Conn) {
-	if !p.retire(c, connpool.ReasonDrained, func() { t.Drop() }) {
+// retireTurn ends a turn whose connection is well, but not to be used again for that reason: with a QUIT in the background, and the slot is free when the relay knows.
+func (p *Pool) retireTurn(t connpool.Turn[*session.Conn], c *session.Conn, why connpool.Reason) {
+	if !p.retire(c, why, func() { t.DropFor(why) }) {
 		_ = c.Close()
-		t.Drop()
+		t.DropFor(why)
 	}
 }
 

@@ -119,9 +119,12 @@ func (t *Turn[C]) Adopt(c C) {
 // Discard says that the held connection is broken; the caller closes it. The
 // turn goes on without one, and the rider, if there is one, gets its place in
 // the queue back. If the turn holds none, Discard does nothing.
-func (t *Turn[C]) Discard() {
+func (t *Turn[C]) Discard() { t.DiscardFor(ReasonBroken) }
+
+// DiscardFor is Discard for another reason than that the connection is broken.
+func (t *Turn[C]) DiscardFor(why Reason) {
 	t.pool.mu.Lock()
-	t.discard()
+	t.discard(why)
 	t.pool.unlock(nil)
 }
 
@@ -155,7 +158,10 @@ func (t *Turn[C]) Put(uses int) bool {
 // Drop ends the turn. The connection it holds, if any, is the caller's to close
 // and not used again, and its rider gets its place in the queue back. Drop
 // reports false if the turn had ended already.
-func (t *Turn[C]) Drop() bool {
+func (t *Turn[C]) Drop() bool { return t.DropFor(ReasonBroken) }
+
+// DropFor is Drop for another reason than that the connection is broken.
+func (t *Turn[C]) DropFor(why Reason) bool {
 	p := t.pool
 	now := p.now()
 	p.mu.Lock()
@@ -164,7 +170,7 @@ func (t *Turn[C]) Drop() bool {
 		return false
 	}
 	t.lane.crowded()
-	t.discard()
+	t.discard(why)
 	t.end(now)
 	p.unlock(t.lane)
 	return true
@@ -186,10 +192,10 @@ func (t *turn[C]) giveBack() {
 // The methods that follow need the lock.
 
 // discard forgets the held connection.
-func (t *turn[C]) discard() {
+func (t *turn[C]) discard(why Reason) {
 	if t.holds {
 		t.pool.alight(t.conn)
-		t.pool.forget(t.conn, ReasonBroken)
+		t.pool.forget(t.conn, why)
 		t.conn, t.holds, t.rides = nil, false, false
 	}
 }

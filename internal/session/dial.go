@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -21,11 +22,25 @@ func Dial(ctx context.Context, cfg *Config, cut time.Time, total time.Duration, 
 	c := &Conn{cfg: cfg}
 	if end := c.open(ctx, cut, total, refused, &t); end != nil {
 		if c.raw != nil {
+			c.farewell(ctx, end)
 			_ = c.Close()
 		}
 		return nil, end, t
 	}
 	return c, nil, t
+}
+
+// farewellTime is how long a QUIT may take that nobody waits for: it is six bytes, and the connection has next to nothing to send.
+const farewellTime = 50 * time.Millisecond
+
+// farewell says QUIT to a relay with which no session has come about though both know where they are: it has refused, or doesn't offer what is needed (RFC 5321 §4.1.1.10: no client closes without). The answer isn't waited for.
+func (c *Conn) farewell(ctx context.Context, end *End) {
+	inStep := end.Reply.Code >= 400 && end.Reply.Code != 421 || end.Failure == reply.FailAuth || end.Failure == reply.FailCapability
+	if !inStep || c.nc == nil || c.stopCause() != nil || ctx.Err() != nil {
+		return
+	}
+	_ = c.nc.SetDeadline(time.Now().Add(farewellTime))
+	_, _ = io.WriteString(c.nc, "QUIT\r\n")
 }
 
 // open does what Dial says. Behind an End it leaves the raw connection as it is, if there is one: the caller closes it.
