@@ -18,17 +18,19 @@ import (
 )
 
 var (
-	enduranceSeeds = flag.Int("endurance.seeds", enduranceRuns(), "how many seeds TestEndurance runs")
+	enduranceRuns, enduranceEach = enduranceDefaults()
+
+	enduranceSeeds = flag.Int("endurance.seeds", enduranceRuns, "how many seeds TestEndurance runs")
 	enduranceFirst = flag.Uint64("endurance.first", 1, "the first of them")
-	enduranceFor   = flag.Duration("endurance.for", 5*time.Minute, "how long each takes, of fake time")
+	enduranceFor   = flag.Duration("endurance.for", enduranceEach, "how long each takes, of fake time")
 )
 
-// enduranceRuns is the default: under the race detector a seed takes as long as the five without it.
-func enduranceRuns() int {
+// enduranceDefaults are fewer and shorter under the race detector, which takes ten times as long: .ci/run has 200 seeds of five minutes with it.
+func enduranceDefaults() (seeds int, each time.Duration) {
 	if raceEnabled {
-		return 1
+		return 1, 2 * time.Minute
 	}
-	return 5
+	return 5, 5 * time.Minute
 }
 
 // enduranceCallers is how many send at a time.
@@ -52,7 +54,7 @@ func TestEndurance(t *testing.T) {
 					panic(p)
 				}
 				if t.Failed() {
-					t.Logf("again: go test -race -run 'TestEndurance$' -endurance.first=%d -endurance.seeds=1 -count=20 .", seed)
+					t.Logf("again: go test -race -run 'TestEndurance$' -endurance.first=%d -endurance.seeds=1 -endurance.for=%v -count=20 .", seed, *enduranceFor)
 				}
 			}()
 			synctest.Test(t, func(t *testing.T) { newEndurance(t, seed).run() })
