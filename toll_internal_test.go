@@ -145,12 +145,12 @@ func TestGivenBackAfterUpdate(t *testing.T) {
 		}
 		p, take := taker(t, with(Rate{}))
 		before := take()
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		limited := with(Rate{N: 1, Per: time.Hour, Burst: 9})
 		if err := p.Update(limited); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		f, now := p.fleet.Load(), time.Now()
 		level := func(want string) {
 			t.Helper()
