@@ -190,12 +190,13 @@ func (d *delivery) plan(now time.Time) Plan {
 	if chosen != nil {
 		return plan
 	}
-	switch err := d.nobody().(type) {
-	case nil:
+	err := d.nobody()
+	if err == nil {
 		plan.Hopeless = true
 		return plan
-	case *ThrottledError:
-		plan.Limit = err.Reason
+	}
+	if throttled := (*ThrottledError)(nil); errors.As(err, &throttled) {
+		plan.Limit = throttled.Reason
 	}
 	plan.RetryAfter = d.retryAfter
 	for _, x := range plan.Skipped {
