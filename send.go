@@ -563,7 +563,7 @@ func (d *delivery) nobody() error {
 		if at := r.retryAt(); !at.IsZero() {
 			wait = max(at.Sub(now), time.Second)
 		}
-		if x := d.limitOf(r); d.closed(r) && (text == "" || x.wait > wait) {
+		if x := d.limitOf(r, false); d.closed(r) && (text == "" || x.wait > wait) {
 			text, wait = x.text, worth(x.wait)
 			if over == nil || x.wait < over.wait {
 				over = &x
