@@ -250,6 +250,9 @@ func (d *delivery) tooDear() time.Duration {
 
 // patient reports whether d goes on waiting for a limit that has something for it after wait: in a DeliverAll it is others of the same sequence that it waits for.
 func (d *delivery) patient(wait time.Duration) bool {
+	if wait == connpool.Never { // what is bounded at a time is free again when one of them has been handed over
+		wait = d.fare.rates(time.Now())
+	}
 	return d.fellows > 0 && wait <= d.fleet.maxThrottle
 }
 

@@ -223,6 +223,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				switch {
 				case err == errThrottled && d.patient(wait): // those before it had what there was
 					d.throttleUntil = time.Time{}
+				case err == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
+					d.waitUntil = time.Time{}
 				case wait > 0 || chanced:
 					return permit, false, d.overLimit(wait)
 				case err == errAllBusy:
