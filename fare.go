@@ -31,6 +31,7 @@ type fare struct {
 	short                atomic.Bool // it could not be paid whole
 	warm                 []warmed    // what is taken of warm-ups now; guarded by the lock of Pool.conns
 	strained             []strained  // what is paid of relays that are held back; likewise
+	dials                []*standing // those of them that a new connection is paid of; likewise
 	paying               int         // for how many turns it is paid now: a race has two; likewise
 	paid                 time.Time   // when it was, and it wasn't before; likewise
 	buf                  [4]toll
@@ -158,7 +159,9 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 		r.warmPay(now, f)
 		if fresh {
 			r.meter.connected(now)
-			r.strain.dialled(now, 1)
+			if r.strain.dialled(now) {
+				f.dials = append(f.dials, r.standing)
+			}
 		}
 	}
 }
@@ -183,7 +186,12 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 		r.warmEnd(f, spent)
 		if unused {
 			r.meter.connections.Undo(now, f.paid, 1)
-			r.strain.dialled(now, -1)
+		}
+		if i := slices.Index(f.dials, r.standing); i >= 0 {
+			f.dials = slices.Delete(f.dials, i, i+1)
+			if unused {
+				r.strain.dials.pace.Return(now, 1)
+			}
 		}
 	}
 	return others
@@ -318,7 +326,7 @@ func (d *delivery) crowded() bool {
 func (r *standing) dials(t *connpool.Turn[*session.Conn]) {
 	if !t.Dials() {
 		r.meter.connected(time.Now())
-		r.strain.dialled(time.Now(), 1)
+		r.strain.dialled(time.Now())
 	}
 }
 
