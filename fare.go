@@ -156,7 +156,7 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 	if r := f.fleet.ofLane(lane); r != nil {
 		r.meter.pay(now, r.transactions(f), f.recipients)
 		r.strainPay(now, f)
-		r.warmPay(now, f)
+		r.warmPay(f)
 		if fresh {
 			r.meter.connected(now)
 			if r.strain.dialled(now) {
@@ -222,7 +222,7 @@ func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
 	if a.Fresh && r.meter.limits.Load().Connections.N > 0 {
 		d = max(d, r.meter.connections.Wait(a.Now, 1))
 	}
-	d = max(d, r.strainWait(a, f), r.warmWait(a.Now, f))
+	d = max(d, r.strainWait(a, f), r.warmWait(f))
 	if until := r.refusedUntil.Load(); until != nil {
 		d = max(d, until.Sub(a.Now))
 	}

@@ -86,7 +86,7 @@ func (d *delivery) limitOf(r *relay, fresh bool) reached {
 			x.or(reached{wait, false, scopeRelay, r.name, fmt.Sprintf("%s: over its limit of %v connections", r.meter.what(), rate)})
 		}
 	}
-	if wait := r.warmWait(a.Now, d.fare); wait > 0 {
+	if wait := r.warmWait(d.fare); wait > 0 {
 		text := "relay " + r.name + ": " + r.warmSays(a.Now)
 		if wait == connpool.Never {
 			text += ": the message is more than a whole day's"
