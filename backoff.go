@@ -372,15 +372,13 @@ func (r *standing) holds(a *connpool.Ask, f *fare) string {
 	return ""
 }
 
-// dialled counts n new connections, or takes back that they were counted.
-func (s *strain) dialled(now time.Time, n int) {
-	switch {
-	case !s.dials.tight.Load():
-	case n > 0:
-		s.dials.pace.Take(now, n)
-	default:
-		s.dials.pace.Return(now, -n)
+// dialled counts a new connection, and reports whether that was paid for: else there is nothing to be given back.
+func (s *strain) dialled(now time.Time) bool {
+	if !s.dials.tight.Load() {
+		return false
 	}
+	s.dials.pace.Take(now, 1)
+	return true
 }
 
 // windowed is most, as much of it as the relay is to have now.

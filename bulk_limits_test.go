@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/smtplb/smtplb"
+	"github.com/smtplb/smtplb/smtptest"
 )
 
 // A DeliverAll goes at the pace of its limits, however slow they are and however many are in flight: none of its messages is deferred because of those before it.
@@ -39,6 +41,18 @@ func TestBulkKeepsThePace(t *testing.T) {
 			c.Routes = []smtplb.Route{{Recipients: []string{"example.org"}, Relays: []string{"r1"}}}
 			c.Limits.Recipients = smtplb.Rate{N: 2, Burst: 2}
 		}, smtplb.Bulk{InFlight: 80}},
+		"a short MaxWait": {func(c *smtplb.Config) {
+			c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
+			c.MaxWait = 10 * time.Second
+		}, smtplb.Bulk{InFlight: 80}},
+		"a short MaxWait, and another tier": {func(c *smtplb.Config) {
+			c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
+			c.MaxWait, c.SpillOver, c.Relays[1].Tier = 10*time.Second, true, 1
+		}, smtplb.Bulk{InFlight: 80}},
+		"one at a time": {func(c *smtplb.Config) { c.Limits.Concurrency = 1 }, smtplb.Bulk{InFlight: 80}},
+		"one of a provider at a time": {func(c *smtplb.Config) {
+			c.Providers = []smtplb.Provider{{Name: "p", Domains: []string{"example.com"}, Limits: smtplb.Limits{Concurrency: 1, Messages: smtplb.Rate{N: 2, Burst: 1}}}}
+		}, smtplb.Bulk{InFlight: 80}},
 		"a Limiter": {func(c *smtplb.Config) {
 			c.Limits.Messages, c.Limiter = smtplb.Rate{N: 1, Burst: 1}, smtplb.LocalLimiter()
 		}, smtplb.Bulk{InFlight: 80}},
@@ -51,6 +65,11 @@ func TestBulkKeepsThePace(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				h := newHouse(t, 2, x.change)
 				defer h.close()
+				if strings.HasSuffix(name, " at a time") {
+					for _, r := range h.relays {
+						r.On(smtptest.EndOfData).Delay(time.Second)
+					}
+				}
 				list := make([]*smtplb.Envelope, 90)
 				for i := range list {
 					list[i] = envelope(fmt.Sprintf("x%d@example.com", i))
@@ -142,4 +161,31 @@ func TestBulkDefersAQuota(t *testing.T) {
 			}
 		})
 	}
+}
+
+// For a connection a message of a DeliverAll waits no longer than MaxWait, limits or not.
+func TestBulkKeepsMaxWait(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Limits.Messages = smtplb.PerSecond(100)
+			c.MaxWait, c.MaxThrottleWait, c.Relays[0].Conns.Max = 45*time.Second, 10*time.Second, 1
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Delay(time.Minute)
+		sent, busy, begun := 0, 0, time.Now()
+		for r := range h.pool.DeliverAll(t.Context(), slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, 5)), smtplb.Bulk{InFlight: 5}) {
+			switch took := time.Since(begun); {
+			case r.Err == nil:
+				sent++
+			case errors.Is(r.Err, smtplb.ErrNoRelay) && took > 44*time.Second && took < 46*time.Second:
+				busy++
+			default:
+				t.Errorf("after %v: %v", took, r.Err)
+			}
+		}
+		if sent != 1 || busy != 4 {
+			t.Errorf("%d sent, %d too late", sent, busy)
+		}
+	})
 }

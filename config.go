@@ -36,7 +36,7 @@ type Config struct {
 	// Conns.Reserved keeps back; all others are equal.
 	Streams []Stream
 	// MaxWait bounds how long a message waits for a free connection. What waits longer is deferred with ErrNoRelay, or, with SpillOver, may use the next tier as well. Default: only the
-	// caller's context bounds it. Negative is an error.
+	// caller's context bounds it. What waits for a limit in a DeliverAll isn't bounded by it. Negative is an error.
 	MaxWait time.Duration
 	// SpillOver lets a message that has waited for MaxWait while all relays of its tier were busy use the next tier beside it, and another MaxWait later the one after that; when all are
 	// busy, it is deferred. Without it a tier is used only when no relay of a lower one can take mail at all.

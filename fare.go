@@ -31,6 +31,7 @@ type fare struct {
 	short                atomic.Bool // it could not be paid whole
 	warm                 []warmed    // what is taken of warm-ups now; guarded by the lock of Pool.conns
 	strained             []strained  // what is paid of relays that are held back; likewise
+	dials                []*standing // those of them that a new connection is paid of; likewise
 	paying               int         // for how many turns it is paid now: a race has two; likewise
 	paid                 time.Time   // when it was, and it wasn't before; likewise
 	buf                  [4]toll
@@ -155,10 +156,12 @@ func (f *fare) Pay(lane int, now time.Time, fresh bool) {
 	if r := f.fleet.ofLane(lane); r != nil {
 		r.meter.pay(now, r.transactions(f), f.recipients)
 		r.strainPay(now, f)
-		r.warmPay(now, f)
+		r.warmPay(f)
 		if fresh {
 			r.meter.connected(now)
-			r.strain.dialled(now, 1)
+			if r.strain.dialled(now) {
+				f.dials = append(f.dials, r.standing)
+			}
 		}
 	}
 }
@@ -183,7 +186,12 @@ func (f *fare) End(lane int, now time.Time, spent, unused bool) (others bool) {
 		r.warmEnd(f, spent)
 		if unused {
 			r.meter.connections.Undo(now, f.paid, 1)
-			r.strain.dialled(now, -1)
+		}
+		if i := slices.Index(f.dials, r.standing); i >= 0 {
+			f.dials = slices.Delete(f.dials, i, i+1)
+			if unused {
+				r.strain.dials.pace.Return(now, 1)
+			}
 		}
 	}
 	return others
@@ -214,7 +222,7 @@ func (r *relay) tollWait(a *connpool.Ask, f *fare) time.Duration {
 	if a.Fresh && r.meter.limits.Load().Connections.N > 0 {
 		d = max(d, r.meter.connections.Wait(a.Now, 1))
 	}
-	d = max(d, r.strainWait(a, f), r.warmWait(a.Now, f))
+	d = max(d, r.strainWait(a, f), r.warmWait(f))
 	if until := r.refusedUntil.Load(); until != nil {
 		d = max(d, until.Sub(a.Now))
 	}
@@ -250,6 +258,9 @@ func (d *delivery) tooDear() time.Duration {
 
 // patient reports whether d goes on waiting for a limit that has something for it after wait: in a DeliverAll it is others of the same sequence that it waits for.
 func (d *delivery) patient(wait time.Duration) bool {
+	if wait == connpool.Never { // what is bounded at a time is free again when one of them has been handed over
+		wait = d.fare.rates(time.Now())
+	}
 	return d.fellows > 0 && wait <= d.fleet.maxThrottle
 }
 
@@ -315,7 +326,7 @@ func (d *delivery) crowded() bool {
 func (r *standing) dials(t *connpool.Turn[*session.Conn]) {
 	if !t.Dials() {
 		r.meter.connected(time.Now())
-		r.strain.dialled(time.Now(), 1)
+		r.strain.dialled(time.Now())
 	}
 }
 

@@ -73,15 +73,20 @@ func (d *delivery) commonLimit(a *connpool.Ask) (x reached) {
 	return x
 }
 
-// limitOf is the one of r's own limits that d waits for longest.
-func (d *delivery) limitOf(r *relay) reached {
+// limitOf is the one of r's own limits that d waits for longest. fresh: it needs a new connection, whatever may come back.
+func (d *delivery) limitOf(r *relay, fresh bool) reached {
 	if d.fare == nil {
 		return reached{}
 	}
 	a := d.ask()
-	a.Fresh = r.mustDial()
+	a.Fresh = fresh || r.mustDial()
 	x := r.meter.over(&a, r.transactions(d.fare), d.fare.recipients)
-	if wait := r.warmWait(a.Now, d.fare); wait > 0 {
+	if rate := r.meter.limits.Load().Connections; a.Fresh && rate.N > 0 {
+		if wait := r.meter.connections.Wait(a.Now, 1); wait > 0 {
+			x.or(reached{wait, false, scopeRelay, r.name, fmt.Sprintf("%s: over its limit of %v connections", r.meter.what(), rate)})
+		}
+	}
+	if wait := r.warmWait(d.fare); wait > 0 {
 		text := "relay " + r.name + ": " + r.warmSays(a.Now)
 		if wait == connpool.Never {
 			text += ": the message is more than a whole day's"
@@ -102,6 +107,14 @@ func (d *delivery) limitOf(r *relay) reached {
 
 // limitReached is the one that d waits for: of the relays in d.lanes that of the one that is free first, or one that no other relay helps with, if that takes longer.
 func (d *delivery) limitReached() reached {
+	x := d.limitFound(false)
+	if x.text == "" { // then it was for a connection that it waited, and none came back: it is new ones that are limited
+		x = d.limitFound(true)
+	}
+	return x
+}
+
+func (d *delivery) limitFound(fresh bool) reached {
 	var first reached
 	limited, all := 0, 0
 	for _, r := range d.group.relays {
@@ -109,7 +122,7 @@ func (d *delivery) limitReached() reached {
 			continue
 		}
 		all++
-		if x := d.limitOf(r); x.text != "" {
+		if x := d.limitOf(r, fresh); x.text != "" {
 			if limited++; limited == 1 || x.wait < first.wait {
 				first = x
 			}
@@ -144,7 +157,7 @@ func (d *delivery) overLimit(wait time.Duration) *ThrottledError {
 const notToday = 24 * time.Hour
 
 // dues tells which of r's own limits keeps d from it for longest, "" where none does.
-func (d *delivery) dues(r *relay) string { return d.limitOf(r).text }
+func (d *delivery) dues(r *relay) string { return d.limitOf(r, false).text }
 
 // worth is the RetryAfter of a wait.
 func worth(wait time.Duration) time.Duration {

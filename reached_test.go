@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +43,11 @@ func TestLongestLimitIsNamed(t *testing.T) {
 			c.Relays[0].Limits.Messages = hourly(60)
 			warmCurve(c, 24)
 		}, "relay", "r0", "relay r0: warm-up: 1 of 24 today, stage 1 of 1", time.Hour},
+		{"new connections behind messages", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Messages: hourly(60), Connections: hourly(2)}
+			c.Relays[0].Conns.MaxMessages = 1
+		}, "relay", "r0", "relay r0: over its limit of 2/h, burst 1 connections", 30 * time.Minute},
 		{"a relay behind the pool", func(c *smtplb.Config) {
 			c.Relays = c.Relays[:1]
 			c.Limits.Messages, c.Relays[0].Limits.Messages = hourly(60), hourly(2)
@@ -131,6 +138,38 @@ func TestConcurrencyHidesNoQuota(t *testing.T) {
 		}
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A relay whose connections are all in use, and none of which comes back, is waited for because of new ones: their limit is named, and tells when it is worth coming back.
+func TestLimitOfNewConnectionsIsNamed(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Relays[0].Limits.Connections = smtplb.Rate{N: 3, Per: time.Minute, Burst: 1}
+			c.Relays[0].Conns.MaxMessages = 1
+		})
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Delay(19 * time.Second)
+		var wg sync.WaitGroup
+		var throttled atomic.Int32
+		for range 4 { // two get connections of their own
+			wg.Go(func() {
+				_, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+				if err == nil {
+					return
+				}
+				throttled.Add(1)
+				var te *smtplb.ThrottledError
+				if !errors.As(err, &te) || te.Scope != "relay" || te.Key != "r0" || te.Reason != "relay r0: over its limit of 3/min, burst 1 connections" || te.RetryAfter < 9*time.Second || te.RetryAfter > 11*time.Second {
+					t.Errorf("%v: %+v", err, te)
+				}
+			})
+		}
+		wg.Wait()
+		if n := throttled.Load(); n != 2 {
+			t.Errorf("%d were throttled", n)
 		}
 	})
 }

@@ -223,6 +223,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				switch {
 				case err == errThrottled && d.patient(wait): // those before it had what there was
 					d.throttleUntil = time.Time{}
+				case err == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
+					d.waitUntil = time.Time{}
 				case wait > 0 || chanced:
 					return permit, false, d.overLimit(wait)
 				case err == errAllBusy:
@@ -563,7 +565,7 @@ func (d *delivery) nobody() error {
 		if at := r.retryAt(); !at.IsZero() {
 			wait = max(at.Sub(now), time.Second)
 		}
-		if x := d.limitOf(r); d.closed(r) && (text == "" || x.wait > wait) {
+		if x := d.limitOf(r, false); d.closed(r) && (text == "" || x.wait > wait) {
 			text, wait = x.text, worth(x.wait)
 			if over == nil || x.wait < over.wait {
 				over = &x

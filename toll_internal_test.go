@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/smtplb/smtplb/internal/backoff"
 	"github.com/smtplb/smtplb/internal/connpool"
 )
 
@@ -269,4 +270,30 @@ func TestTollIsSmall(t *testing.T) {
 	if usual > 6 || all > 10 {
 		t.Errorf("a turn takes %v, with the usual limits %v, with all %v", least[0]/each, least[1]/each, least[2]/each)
 	}
+}
+
+// A new connection that was granted before these were limited, and isn't opened, brings none back.
+func TestUnusedDialGivesBackWhatItPaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := plainConfig()
+		c.Relays, c.Limits.Messages = c.Relays[:1], PerSecond(1000)
+		p, take := taker(t, c)
+		dials := &p.fleet.Load().relays[0].strain.dials
+		before := take()
+		p.fleet.Load().relays[0].holdBack(dials, time.Now(), backoff.Signal{Kind: backoff.Throttle})
+		time.Sleep(time.Minute)
+		paid := take()
+		wait := dials.wait(time.Now())
+		if wait == 0 {
+			t.Fatal("a new connection costs nothing")
+		}
+		before(false)
+		if w := dials.wait(time.Now()); w != wait {
+			t.Errorf("the next may come in %v, and when one that was never paid is given back in %v", wait, w)
+		}
+		paid(false)
+		if w := dials.wait(time.Now()); w != 0 {
+			t.Errorf("what was paid isn't given back: %v", w)
+		}
+	})
 }

@@ -49,13 +49,14 @@ func (f *fare) shares(w *Warmup) []warmup.Share {
 	return list
 }
 
-// warmWait is how long it is until the relay's warm-up allows f.
-func (r *standing) warmWait(now time.Time, f *fare) (d time.Duration) {
+// warmWait is how long it is until the relay's warm-up allows f. It goes by days, and so by the clock on the wall, as all do that tell a Schedule what time it is; that of connpool, which other limits go by, doesn't know when it is set,
+// or the machine was asleep.
+func (r *standing) warmWait(f *fare) (d time.Duration) {
 	w := r.warming.Load()
 	if w == nil {
 		return 0
 	}
-	d = w.schedule.WaitAll(now, f.shares(r.unit.Load()))
+	d = w.schedule.WaitAll(time.Now(), f.shares(r.unit.Load()))
 	if d == warmup.Never {
 		return connpool.Never
 	}
@@ -63,12 +64,12 @@ func (r *standing) warmWait(now time.Time, f *fare) (d time.Duration) {
 }
 
 // warmPay takes it. Where it can't, as the day has ended since, say, the fare is short: who has paid it must not send.
-func (r *standing) warmPay(now time.Time, f *fare) {
+func (r *standing) warmPay(f *fare) {
 	w := r.warming.Load()
 	if w == nil {
 		return
 	}
-	taken, ok := w.schedule.TakeAll(now, f.shares(r.unit.Load()))
+	taken, ok := w.schedule.TakeAll(time.Now(), f.shares(r.unit.Load()))
 	if !ok {
 		f.short.Store(true)
 	}
