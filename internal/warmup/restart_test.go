@@ -92,3 +92,42 @@ func TestSharedDayIsNoRestart(t *testing.T) {
 		t.Errorf("%d at once beside another process", n)
 	}
 }
+
+// What a process of several has sent at once is not forgotten when another one writes, as it ends.
+func TestRestartBesideAnother(t *testing.T) {
+	var d disk
+	noon := monday.Add(12 * time.Hour)
+	cfg := warmup.Config{Curve: []int{240}}
+	a, b := start(cfg, "a"), start(cfg, "b")
+	a.sync(t, &d, noon)
+	b.sync(t, &d, noon)
+	a.wait(t, &d, noon, "", 1)
+	if n := b.send(t, &d, noon); n != 10 {
+		t.Fatalf("%d at once", n)
+	}
+	a.Release(noon)
+	a.sync(t, &d, noon)
+	if d.record.Writer != "a" {
+		t.Fatalf("the last to write is %s", d.record.Writer)
+	}
+	if n := start(cfg, "c").send(t, &d, noon); n != 0 { // in the place of b
+		t.Errorf("%d more at once: %+v", n, d.record)
+	}
+}
+
+// What was granted a while ago may go out at once, and the process end, after it has written something else.
+func TestRestartAfterAnIdleLease(t *testing.T) {
+	var d disk
+	noon := monday.Add(12 * time.Hour)
+	cfg := warmup.Config{Curve: []int{240}}
+	a := start(cfg, "a")
+	a.wait(t, &d, noon.Add(-time.Hour), "", 1)
+	a.Held(noon)
+	a.sync(t, &d, noon)
+	if _, ok := a.Take(noon, "", 10); !ok {
+		t.Fatal("nothing to take")
+	}
+	if n := start(cfg, "b").send(t, &d, noon); n != 0 {
+		t.Errorf("%d more at once: %+v", n, d.record)
+	}
+}
