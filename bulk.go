@@ -5,6 +5,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Bulk says how DeliverAll goes about it. The zero value is a good choice.
@@ -53,7 +54,7 @@ const maxBulk, maxInFlight = 1000, 10_000
 //	}
 //
 // Both seq and the body of the loop run in the caller's goroutine, in turn: seq needs no lock, and should not wait long for its next envelope, as neither are results handed
-// out nor is the end of ctx noticed meanwhile. No more is taken from seq than is in flight, and none is asked for once ctx has ended: whoever breaks off knows
+// out nor is the end of ctx noticed meanwhile. No more is taken from seq than is in flight, and none is asked for once ctx has ended, or too little of its time is left to send anything (see Deliver): whoever breaks off knows
 // that what has no Result was not sent. A closed pool goes on, and defers whatever comes.
 //
 // What waits for a limit waits for as long as it takes until it is its turn, and the sequence with it: the loop goes at the pace that the limits allow. Deferred with ErrThrottled is only what a limit has nothing for within
@@ -74,6 +75,8 @@ func (p *Pool) DeliverAll(ctx context.Context, seq iter.Seq[*Envelope], opts Bul
 		}
 		b := bulk{pool: p, ctx: ctx, opts: opts, limit: p.bulkLimit(opts.InFlight)}
 		b.jobs, b.done = make(chan bulkJob, b.limit), make(chan bulkJob, b.limit)
+		var loop delivery // for its time
+		loop.limit(ctx)
 		defer b.abandon()
 		for e := range seq {
 			b.start(e)
@@ -82,7 +85,7 @@ func (p *Pool) DeliverAll(ctx context.Context, seq iter.Seq[*Envelope], opts Bul
 					return
 				}
 			}
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || loop.late(time.Now()) {
 				break
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,7 +127,7 @@ func TestBulkBesideOthers(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		if took := time.Since(begun); sent < 29 || sent > 31 || ended < 40 || took < 115*time.Second || took > 2*time.Minute+time.Second {
+		if took := time.Since(begun); sent < 29 || sent > 31 || ended < 30 || ended > 45 || took < 115*time.Second || took > 2*time.Minute+time.Second {
 			t.Errorf("%d sent, %d ended after %v", sent, ended, took)
 		}
 	})
@@ -188,4 +189,143 @@ func TestBulkKeepsMaxWait(t *testing.T) {
 			t.Errorf("%d sent, %d too late", sent, busy)
 		}
 	})
+}
+
+// Where little of the caller's time is left, nothing is offered that couldn't be committed: what is limited isn't used up for it, and no connection is broken off. No envelope is taken any more.
+func TestBulkEndsQuietly(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) { c.Relays[0].Limits.Messages = smtplb.Rate{N: 5, Burst: 1} }, smtptest.WithDiscard())
+		defer h.close()
+		begun := time.Now()
+		var mails [61]atomic.Int32
+		h.relays[0].On(smtptest.Mail).If(func(*smtptest.Event) bool {
+			mails[int(time.Since(begun)/time.Second)].Add(1)
+			return false
+		}).Reply(451, "4.7.0 never")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		sent, ended := 0, 0
+		var pulled time.Duration
+		news := func(yield func(*smtplb.Envelope) bool) {
+			for yield(envelope("x@example.com")) {
+				pulled = time.Since(begun)
+			}
+		}
+		for r := range h.pool.DeliverAll(ctx, news, smtplb.Bulk{InFlight: 40}) {
+			if r.Err == nil {
+				sent++
+			} else {
+				ended++
+			}
+		}
+		for s := range mails {
+			if n := mails[s].Load(); n > 6 {
+				t.Errorf("%d messages were offered in second %d, of 5 that are allowed", n, s)
+			}
+		}
+		if s := h.relays[0].Stats(); sent < 270 || ended > 40 || s.Connections > 4 || pulled > 55*time.Second {
+			t.Errorf("%d sent, %d not, over %d connections; the last was taken after %v", sent, ended, s.Connections, pulled)
+		}
+	})
+}
+
+// A limit that the caller's time is too short for is told at once, as a limit.
+func TestLimitBeyondDeadline(t *testing.T) {
+	t.Parallel()
+	for _, ofRelay := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				l := smtplb.Limits{Messages: smtplb.PerMinute(5)}
+				if ofRelay {
+					c.Relays[0].Limits = l
+				} else {
+					c.Limits = l
+				}
+			})
+			defer h.close()
+			h.sends(envelope("x@example.com"), "accepted")
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			begun := time.Now()
+			_, err := h.pool.Deliver(ctx, envelope("x@example.com"))
+			var te *smtplb.ThrottledError
+			if !errors.As(err, &te) || te.RetryAfter < 11*time.Second || te.RetryAfter > 12*time.Second+time.Millisecond || time.Since(begun) > time.Millisecond {
+				t.Errorf("after %v: %v", time.Since(begun), err)
+			}
+		})
+	}
+}
+
+// A newsletter doesn't delay a password reset where a limit is what both wait for: what is bulk never counts as older than what isn't, however long it has waited.
+func TestBulkBehindResets(t *testing.T) {
+	t.Parallel()
+	for name, x := range map[string]struct {
+		rate  smtplb.Rate
+		every time.Duration
+		most  time.Duration // that a reset waits: for the next token, and for what was handed over just before
+		limit time.Duration // Config.MaxThrottleWait
+	}{
+		"5 a minute":        {smtplb.Rate{N: 5, Per: time.Minute, Burst: 1}, 20 * time.Second, 12*time.Second + time.Millisecond, 0},
+		"1 a second":        {smtplb.Rate{N: 1, Burst: 1}, 3 * time.Second, time.Second + time.Millisecond, 0},
+		"no longest wait":   {smtplb.Rate{N: 1, Burst: 1}, 3 * time.Second, time.Second + time.Millisecond, -1},
+		"a long one":        {smtplb.Rate{N: 1, Burst: 1}, 3 * time.Second, time.Second + time.Millisecond, 10 * time.Minute},
+		"nearly all resets": {smtplb.Rate{N: 1, Burst: 1}, 1100 * time.Millisecond, time.Second + time.Millisecond, 0},
+	} {
+		for _, scope := range []string{"relay", "pool"} {
+			t.Run(name+", "+scope, func(t *testing.T) {
+				t.Parallel()
+				bubble(t, func(t *testing.T) {
+					h := newHouse(t, 1, func(c *smtplb.Config) {
+						c.MaxThrottleWait = x.limit
+						if l := (smtplb.Limits{Messages: x.rate}); scope == "relay" {
+							c.Relays[0].Limits = l
+						} else {
+							c.Limits = l
+						}
+					}, smtptest.WithDiscard())
+					defer h.close()
+					length := 10 * time.Minute
+					if !smtplb.Thorough() {
+						length = 3 * time.Minute
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), length)
+					defer cancel()
+					news := func(yield func(*smtplb.Envelope) bool) {
+						for {
+							e := envelope("x@example.com")
+							e.Stream = "bulk"
+							if !yield(e) {
+								return
+							}
+						}
+					}
+					var wg sync.WaitGroup
+					wg.Go(func() {
+						for ctx.Err() == nil {
+							time.Sleep(x.every)
+							wg.Go(func() {
+								begun := time.Now()
+								_, err := h.pool.Deliver(context.Background(), envelope("reset@example.com"))
+								if took := time.Since(begun); err != nil || took > x.most {
+									t.Errorf("a reset took %v: %v", took, err)
+								}
+							})
+						}
+					})
+					sent := 0
+					for r := range h.pool.DeliverAll(ctx, news, smtplb.Bulk{}) {
+						if r.Err == nil {
+							sent++
+						}
+					}
+					wg.Wait()
+					// What the resets leave, but for the last fifth, or 5 s.
+					if want := int(0.9 * (length.Seconds() - 20) * (x.rate.N/max(x.rate.Per, time.Second).Seconds() - 1/x.every.Seconds())); sent < want {
+						t.Errorf("%d of the newsletter, want %d", sent, want)
+					}
+				})
+			})
+		}
+	}
 }

@@ -226,7 +226,7 @@ func (d *delivery) limit(ctx context.Context) {
 }
 
 // late reports whether too little of the caller's time is left to begin anything.
-func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && now.After(d.commitBy) }
+func (d *delivery) late(now time.Time) bool { return !d.commitBy.IsZero() && !now.Before(d.commitBy) }
 
 // cut is when the stages before the commit point of the attempt that begins must be over for the other relays to have their share of the caller's time.
 func (d *delivery) cut(now time.Time) time.Time {

@@ -244,7 +244,7 @@ func (d *delivery) tooDear() time.Duration {
 	if wait == connpool.Never { // what is bounded at a time is free again soon, but that need not be all
 		wait = d.fare.rates(time.Now())
 	}
-	if most := d.fleet.maxThrottle; most < 0 || wait <= most {
+	if most := d.longest(); most < 0 || wait <= most {
 		return 0
 	}
 	clear(d.lanes) // it is the limits of these that wait with it
@@ -256,12 +256,24 @@ func (d *delivery) tooDear() time.Duration {
 	return wait
 }
 
+// longest is how long d waits for a limit at the most, negative: as long as it takes. A wait that is longer than what is left of the caller's time doesn't begin.
+func (d *delivery) longest() time.Duration {
+	most := d.fleet.maxThrottle
+	if d.commitBy.IsZero() || d.fellows > 0 { // a loop would run through all the rest of its sequence, to be told so for each
+		return most
+	}
+	if left := max(time.Until(d.commitBy), 0); most < 0 || left < most {
+		return left
+	}
+	return most
+}
+
 // patient reports whether d goes on waiting for a limit that has something for it after wait: in a DeliverAll it is others of the same sequence that it waits for.
 func (d *delivery) patient(wait time.Duration) bool {
 	if wait == connpool.Never { // what is bounded at a time is free again when one of them has been handed over
 		wait = d.fare.rates(time.Now())
 	}
-	return d.fellows > 0 && wait <= d.fleet.maxThrottle
+	return d.fellows > 0 && (d.fleet.maxThrottle < 0 || wait <= d.fleet.maxThrottle)
 }
 
 // ask is what d asks a meter, outside the queue: an estimate, as others pay meanwhile.
@@ -291,7 +303,7 @@ func (d *delivery) closed(r *relay) bool {
 	if d.fare == nil {
 		return false
 	}
-	wait, most := d.owed(r), d.fleet.maxThrottle
+	wait, most := d.owed(r), d.longest()
 	return wait == connpool.Never || most >= 0 && wait > most
 }
 

@@ -145,11 +145,14 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		if !ok {
 			return err
 		}
-		if d.made > 0 {
-			if d.late(time.Now()) { // it waited for so long
-				d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
-				return d.tooLate()
-			}
+		switch late := d.late(time.Now()); { // it waited for so long that it couldn't be committed any more
+		case late && d.made == 0 && d.fare != nil: // others can use what it would pay
+			d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
+			return context.DeadlineExceeded
+		case late && d.made > 0:
+			d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
+			return d.tooLate()
+		case d.made > 0:
 			p.failedOver(d.try.relay.standing)
 		}
 		p.attempt(ctx, d, permit, waiting)
@@ -223,6 +226,9 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				switch {
 				case err == errThrottled && d.patient(wait): // those before it had what there was
 					d.throttleUntil = time.Time{}
+					if class.Bulk { // it must not count as older than what isn't bulk, and comes now
+						d.place = connpool.Request{Lag: class.Lag, Bulk: true}
+					}
 				case err == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
 					d.waitUntil = time.Time{}
 				case wait > 0 || chanced:
@@ -346,7 +352,11 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 	if !preferred {
 		d.hope(last)
 	}
-	throttles := d.fare != nil && d.fleet.maxThrottle >= 0
+	most := d.fleet.maxThrottle
+	if d.fellows > 0 && d.place.Bulk && (most < 0 || d.place.Lag < most) {
+		most = max(d.place.Lag, time.Second)
+	}
+	throttles := d.fare != nil && most >= 0
 	if !preferred && d.fleet.maxWait == 0 && !throttles {
 		return d.queue(ctx)
 	}
@@ -355,7 +365,7 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 		d.waitUntil = now.Add(d.fleet.maxWait)
 	}
 	if throttles && d.throttleUntil.IsZero() {
-		d.throttleUntil = now.Add(d.fleet.maxThrottle)
+		d.throttleUntil = now.Add(most)
 	}
 	until, cause := d.waitUntil, errAllBusy
 	if throttles && (until.IsZero() || d.throttleUntil.Before(until)) {
