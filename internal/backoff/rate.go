@@ -8,6 +8,9 @@ import "time"
 // halves the rate. Then the middle between the two is tried, for a step (a minute): where that goes well it is the new proven, where not the new wall, and the old proven rate is kept for a while before the next trial. When the
 // two are near each other, the rate stays, and the wall itself is tried every tenth step, as it may have gone. Past the wall the steps are a tenth of the cap, as at the beginning of all.
 //
+// Where no rate is configured, and there was only a moment to measure one in, what was measured may be a tenth of the limit or ten times as much: then the wall is tried at once, and the steps past it are half of what is proven, until
+// one is too much.
+//
 // Where something that was proven is too much all the same, a seventh less is tried first, and then half. One second after a throttle is enough to see whether the lower rate does, so the rate is lowered for each message that was begun
 // since and is refused; W is halved once a minute only.
 //
@@ -29,6 +32,8 @@ const (
 	probeSteps = 10   // of rest before the wall is tried
 	cubeSteps  = 0.1  // of the cap, past the wall
 	rememberIt = time.Hour
+	roughFor   = 10 * time.Second // what was measured for less is a burst, no rate
+	roughStep  = 0.5              // of what is proven, where the base is one
 )
 
 // rates is the part of State that is about messages a second.
@@ -39,6 +44,7 @@ type rates struct {
 	wall      float64 // 0: none
 	base      float64 // what was allowed, or used, before the first throttle; the cap where none is configured
 	confirmed bool    // a trial has found the wall
+	rough     bool    // base says little: it was measured in a moment, and no trial has found a wall
 	trial     bool    // target is above proven: a throttle is no surprise
 	since     time.Time
 	sent      int       // since then
@@ -100,6 +106,7 @@ func (s *State) throttled(now time.Time) (surprise bool) {
 		s.base = s.cfg.Rate
 		if s.base == 0 {
 			s.base = s.measured(now)
+			s.rough = now.Sub(s.from) < roughFor
 		}
 		s.target = s.base
 	}
@@ -112,7 +119,7 @@ func (s *State) throttled(now time.Time) (surprise bool) {
 		s.wall, s.confirmed = s.target, false
 	}
 	if s.trial && s.proven > 0 && s.proven < s.target {
-		s.confirmed = true
+		s.confirmed, s.rough = true, false
 		s.try(now, s.proven, false)
 		s.calm = now.Add(s.steps(waitSteps))
 		if s.wall-s.proven <= enough*s.wall {
@@ -151,7 +158,7 @@ func (s *State) settle(now time.Time) {
 }
 
 func (s *State) forget() {
-	s.limited, s.trial = false, false
+	s.limited, s.trial, s.rough = false, false, false
 	s.target, s.proven, s.wall, s.base = 0, 0, 0, 0
 }
 
@@ -179,7 +186,11 @@ func (s *State) climb(now time.Time) {
 	switch gap := s.wall - s.proven; {
 	case s.wall == 0 || gap <= 0: // past it
 		s.wall, s.confirmed = 0, false
-		next := s.proven + cubeSteps*s.cap()
+		step := cubeSteps * s.cap()
+		if s.rough {
+			step = max(step, roughStep*s.proven)
+		}
+		next := s.proven + step
 		if s.cfg.Rate > 0 && next >= s.cfg.Rate {
 			if s.proven >= s.cfg.Rate {
 				s.forget()
@@ -188,7 +199,7 @@ func (s *State) climb(now time.Time) {
 			next = s.cfg.Rate
 		}
 		s.try(now, next, true)
-	case gap > enough*s.wall:
+	case gap > enough*s.wall && !s.rough:
 		s.try(now, s.proven+gap/2, true)
 	case s.trial && s.confirmed: // near enough: rest
 		s.try(now, s.proven, false)
