@@ -64,7 +64,10 @@ func (r *Rate) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// bucket is the rate with its defaults.
+// whole is the rate with all its defaults, the burst's too.
+func (r Rate) whole() Rate { return Rate(r.bucket().Whole()) }
+
+// bucket is the rate as package throttle wants it.
 func (r Rate) bucket() throttle.Rate {
 	if r.Per == 0 {
 		r.Per = time.Second
