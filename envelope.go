@@ -79,6 +79,11 @@ const (
 	LineEndingsLenient
 )
 
+// String returns "text", "strict" or "lenient".
+func (l LineEndings) String() string {
+	return nameOf([]string{"text", "strict", "lenient"}, int(l), "LineEndings")
+}
+
 type bodyKind uint8
 
 const (

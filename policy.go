@@ -100,6 +100,11 @@ const (
 	RouteDefault
 )
 
+// String returns the action in lower case.
+func (a RouteAction) String() string {
+	return nameOf([]string{"deliver", "fail", "defer", "discard", "default"}, int(a), "RouteAction")
+}
+
 // routeName is how the i-th route is called.
 func (c *Config) routeName(i int) string {
 	if name := c.Routes[i].Name; name != "" {

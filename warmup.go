@@ -48,6 +48,11 @@ const (
 	WarmupMessages
 )
 
+// String returns the unit's name.
+func (u WarmupUnit) String() string {
+	return nameOf([]string{"recipients", "messages"}, int(u), "WarmupUnit")
+}
+
 // WarmupAdvance says when the stage of a Warmup is over.
 type WarmupAdvance uint8
 
@@ -59,6 +64,11 @@ const (
 	AdvanceDelivered
 )
 
+// String returns "daily" or "delivered".
+func (a WarmupAdvance) String() string {
+	return nameOf([]string{"daily", "delivered"}, int(a), "WarmupAdvance")
+}
+
 // WarmupOverflow says where mail goes that is more than a Warmup allows. Where no relay is left, it is deferred with ErrThrottled and a RetryAfter that says when the relay may have it.
 type WarmupOverflow uint8
 
@@ -68,6 +78,11 @@ const (
 	// OverflowTier: to the other relays of its group in the same tier only. What these can't take isn't a reason to use the next.
 	OverflowTier
 )
+
+// String returns "group" or "tier".
+func (o WarmupOverflow) String() string {
+	return nameOf([]string{"group", "tier"}, int(o), "WarmupOverflow")
+}
 
 // SparkPostCurve is the default curve: SparkPost's "IP Warm-up Strategy Overview", daily volume for an address, days 1 to 29, as of 4 September 2020
 // (github.com/SparkPost/support-docs, content/docs/deliverability/ip-warm-up-overview.md).
