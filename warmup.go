@@ -22,7 +22,10 @@ import (
 // A Store that fails or is slow holds nothing up: the relay sends what it was granted before, a twenty-fourth of the cap at the most, and then counts as having no more for now.
 type Warmup struct {
 	// Start is the UTC day of the first stage; the time of day doesn't matter. Before that day the relay gets no mail. Where the Store knows nothing of the warm-up, as many stages have passed as days since then (with
-	// AdvanceDelivered: none). A Start that is changed begins the warm-up anew. Default: the first day on which there is mail for the relay.
+	// AdvanceDelivered: none). Default: the first day on which there is mail for the relay, which the Store remembers.
+	//
+	// It must be a fixed day, kept in the configuration: a Start that is changed begins the warm-up anew, so time.Now() at the start of a process begins it anew on each day on which one starts. Without a Store that outlives the process it is Start alone that
+	// tells how many stages have passed; who wants "from the first mail" leaves it out and sets Config.Store.
 	Start time.Time
 	// Curve are the caps of the stages, each at least as large as the one before. Default: SparkPostCurve(). A relay that has some stages behind it elsewhere gets a part: SparkPostCurve()[2:].
 	Curve []int
