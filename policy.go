@@ -63,7 +63,7 @@ type Route struct {
 	Delimiter string
 	// Senders are patterns of the domain of Envelope.From, as in Recipients, without addresses; "<>" is the null sender. nil: any, the null sender included.
 	Senders []string
-	// Streams are values of Envelope.Stream. nil: any, and envelopes that name none, for which there is no other pattern.
+	// Streams are values of Envelope.Stream. They need not be in Config.Streams, which is about waiting and limits, so a name that no envelope has is no error: the Route is for nothing then. nil: any, and envelopes that name none, for which there is no other pattern.
 	Streams []string
 
 	// Relays and Tags name the group: it is the relays that have one of these names, or at least one of these tags. It must have a relay, unless there is an Action.
