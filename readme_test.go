@@ -164,3 +164,45 @@ func TestListUnsubscribeIsSigned(t *testing.T) {
 		})
 	}
 }
+
+// Words that say nothing of an amount are no throttling, unless Rules say so, as README's do.
+func TestGenericWordsNeedRules(t *testing.T) {
+	t.Parallel()
+	rules := []smtplb.Rule{{Code: 451, Match: "please try again later"}, {Code: 452, Enhanced: "4.3.1"}}
+	for code, text := range map[int]string{451: "4.7.1 please try again later", 452: "4.3.1 no"} {
+		for _, own := range [][]smtplb.Rule{nil, rules} {
+			bubble(t, func(t *testing.T) {
+				h := newHouse(t, 1, func(c *smtplb.Config) { c.Relays[0].Rules = own })
+				defer h.close()
+				h.relays[0].On(smtptest.Mail).Times(1).Reply(code, text)
+				h.sends(envelope("x@example.com"), "deferred")
+				if spared := len(h.pool.Stats().Relays[0].BackOff) > 0; spared != (own != nil) {
+					t.Errorf("%d %s, with %d rules: spared %v", code, text, len(own), spared)
+				}
+			})
+		}
+	}
+}
+
+// What a DeliverAll has to wait for longer than MaxThrottleWait is deferred at once, and goes at the limit's pace where that is longer.
+func TestSlowRateInBulk(t *testing.T) {
+	t.Parallel()
+	for _, most := range []time.Duration{0, 61 * time.Second, -1} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				c.Relays[0].Limits.Messages, c.MaxThrottleWait = smtplb.PerMinute(1), most
+			})
+			defer h.close()
+			list := []*smtplb.Envelope{envelope("a@example.com"), envelope("b@example.com"), envelope("c@example.com")}
+			accepted, begun := 0, time.Now()
+			for r := range h.pool.DeliverAll(t.Context(), slices.Values(list), smtplb.Bulk{}) {
+				if r.Err == nil {
+					accepted++
+				}
+			}
+			if took := time.Since(begun); most == 0 && (accepted != 1 || took > time.Second) || most != 0 && (accepted != 3 || took < 2*time.Minute) {
+				t.Errorf("MaxThrottleWait %v: %d accepted in %v", most, accepted, took)
+			}
+		})
+	}
+}
