@@ -58,7 +58,9 @@ const maxBulk, maxInFlight = 1000, 10_000
 // that what has no Result was not sent. A closed pool goes on, and defers whatever comes.
 //
 // What waits for a limit waits for as long as it takes until it is its turn, and the sequence with it: the loop goes at the pace that the limits allow. Deferred with ErrThrottled is only what a limit has nothing for within
-// Config.MaxThrottleWait, whoever else waits: a day's quota that is used up, a rate of some an hour. (A Limiter isn't asked who waits: there it is InFlight times MaxThrottleWait.)
+// Config.MaxThrottleWait, whoever else waits: a day's quota that is used up, a rate of some an hour. So with 1 a minute
+// and the default of 30 s the first message goes out and all others are deferred at once: set MaxThrottleWait to more than the interval, or to -1. What no relay is there for (ErrNoRelay) is deferred at once as well. So the results are to be looked at: what
+// Receipt.Retry returns goes into another DeliverAll, after RetryAfter, as in examples/bulk. (A Limiter isn't asked who waits: there it is InFlight times MaxThrottleWait.)
 //
 // A Reader is read to its end, and a go-mail message rendered, before seq is asked for the next envelope; a File is read in another goroutine, later.
 //

@@ -140,7 +140,12 @@ type Relay struct {
 	Limits Limits
 	// Profile is what a service publishes about its relays: ProfileSES() and the like. What Conns and Limits say goes before it. The zero Profile says nothing.
 	Profile Profile
-	// Rules say what the relay's refusals mean for how much mail it is given. They go before those of Profile, and the built-in ones.
+	// Rules say what the relay's refusals mean for how much mail it is given. They go before those of Profile, and the built-in ones, which take words for throttling only where they speak of an amount or a rate: "451 4.7.1 please try again later" or
+	// "452 4.3.1" may be anything. For a service that says so when it wants less:
+	//
+	//	Rules: []smtplb.Rule{{Code: 451, Match: "please try again later"}, {Code: 452, Enhanced: "4.3.1"}}, // RuleThrottle is the default
+	//
+	// What the circuit breaker counts they don't change: see Breaker.
 	Rules []Rule
 	// Warmup bounds what a relay that mailbox providers don't know yet sends each day. The zero Warmup: nothing.
 	Warmup Warmup

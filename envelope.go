@@ -27,7 +27,8 @@ type Envelope struct {
 	LineEndings LineEndings
 	// Key is what a Hash balancer goes by: all envelopes with the same key, such as a tenant's, leave through the same relay while it can be used. At most 1,024 bytes; may be empty.
 	Key string
-	// Stream names the traffic class that the message belongs to, see Config.Streams: "bulk", say, which then doesn't delay the others. At most 64 bytes; may be empty.
+	// Stream names the traffic class that the message belongs to, see Config.Streams: "bulk", say, which then doesn't delay the others. A name that Config.Streams doesn't have is no error, and its mail is like that of any other class without
+	// settings: ordinary mail, for which a Route.Streams may have the name all the same. So a typo is silent; Explain shows the route. At most 64 bytes; may be empty.
 	Stream string
 	// Prefer names a relay to try first: see Receipt.Retry. Where it has no free connection it is waited for, up to 30 s; where it is sick, or unknown, others are
 	// tried at once.
@@ -78,6 +79,11 @@ const (
 	// LineEndingsLenient: a lone LF or CR becomes CRLF. SendMail does so.
 	LineEndingsLenient
 )
+
+// String returns "text", "strict" or "lenient".
+func (l LineEndings) String() string {
+	return nameOf([]string{"text", "strict", "lenient"}, int(l), "LineEndings")
+}
 
 type bodyKind uint8
 

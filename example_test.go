@@ -71,7 +71,7 @@ func ExamplePool_Send() {
 		log.Fatal(err)
 	}
 	fmt.Println(receipt)
-	// Output: 1 recipients: 1 accepted; tried relay-1
+	// Output: 1 recipient: 1 accepted; tried relay-1
 }
 
 // What to do with each class of error.
@@ -185,7 +185,7 @@ func ExampleReceipt_Retry() {
 	// Output:
 	// 2 recipients: 1 accepted, 1 deferred; tried relay-1
 	// again in 5m10s
-	// 1 recipients: 1 accepted; tried relay-1
+	// 1 recipient: 1 accepted; tried relay-1
 }
 
 // OAuth 2: an access token that is fetched when it is needed, and again when it was refused.
@@ -214,7 +214,7 @@ func ExampleTokenAuth() {
 		From: "user@example.com", To: []string{"customer@example.org"}, Body: smtplb.Bytes([]byte("Subject: Hello\r\n\r\nHello.\r\n")),
 	})
 	fmt.Println(receipt, err)
-	// Output: 1 recipients: 1 accepted; tried provider <nil>
+	// Output: 1 recipient: 1 accepted; tried provider <nil>
 }
 
 // At the end of a program: what was begun is finished, for up to ten seconds.

@@ -44,7 +44,7 @@ type PlanRelay struct {
 	Weight          int
 	EffectiveWeight float64 // what the balancer goes by now
 	Slow            float64 // see RelayStats.Slow
-	Share           float64 // of such messages that this relay is tried first for: 0 to 1. Where the choice is settled, as with Hash or FirstAvailable, one has all. 0 for all where only load tells, where a Balancer of your own does, or where it Waits
+	Share           float64 // of such messages that this relay is tried first for: 0 to 1. Where the choice is settled, as with Hash or FirstAvailable, one has all, as has the only candidate. 0 for all where only load tells, where a Balancer of your own does, or where it Waits for one of several
 	InFlight        int     // connections in use by sends
 	Limit           int     // of connections; 0: none
 	Idle            int     // connections that are open and can be used at once
@@ -417,6 +417,14 @@ func (g *gate) isShut() bool {
 	return g.closed
 }
 
+// clock is t as the plan's lines tell it: with its date where that is another than the plan's.
+func (p *Plan) clock(t time.Time) string {
+	if p.Time.In(t.Location()).Format(time.DateOnly) != t.Format(time.DateOnly) {
+		return t.Format(time.DateTime)
+	}
+	return t.Format(time.TimeOnly)
+}
+
 // String tells the plan in lines for people.
 func (p Plan) String() string {
 	var b strings.Builder
@@ -430,16 +438,14 @@ func (p *Plan) write(b *strings.Builder, routed, parted bool) {
 		fmt.Fprintf(b, "route %s, ", cmp.Or(p.Route, "of all that no Route is for"))
 	}
 	if routed || parted {
-		fmt.Fprintf(b, "%d", p.Recipients)
+		text := recipientsOf(p.Recipients)
 		switch {
 		case p.Provider != "":
-			b.WriteString(" recipients of " + p.Provider)
-		case routed:
-			b.WriteString(" recipients")
-		default:
-			b.WriteString(" other recipients")
+			text += " of " + p.Provider
+		case !routed:
+			text = strings.Replace(text, " ", " other ", 1)
 		}
-		b.WriteString(": ")
+		b.WriteString(text + ": ")
 	}
 	switch {
 	case p.Decided != 0:
@@ -455,7 +461,7 @@ func (p *Plan) write(b *strings.Builder, routed, parted bool) {
 	case len(p.Candidates) == 0 && p.NextChance.IsZero():
 		b.WriteString("no relay can take it now:\n")
 	case len(p.Candidates) == 0:
-		fmt.Fprintf(b, "no relay can take it before %s:\n", p.NextChance.Format(time.TimeOnly))
+		fmt.Fprintf(b, "no relay can take it before %s:\n", p.clock(p.NextChance))
 	case p.Limit != "" && p.NextToken.IsZero():
 		fmt.Fprintf(b, "waits for a limit, tier %d (%s):\n", p.Tier, p.Limit)
 	case p.Limit != "":
@@ -501,6 +507,9 @@ func (p *Plan) write(b *strings.Builder, routed, parted bool) {
 	}
 	for _, x := range p.Skipped {
 		fmt.Fprintf(b, "  %s: %s", x.Name, x.Why)
+		if !x.Until.IsZero() && !strings.Contains(x.Why, x.Until.Format(time.TimeOnly)) {
+			b.WriteString(", until " + p.clock(x.Until))
+		}
 		if x.Failover {
 			b.WriteString(" (can be tried afterwards)")
 		}

@@ -51,7 +51,7 @@ func TestExplainPartsWithoutRoutes(t *testing.T) {
 			return p.String()
 		}
 		text := explain()
-		if strings.Contains(text, "oute") || !strings.HasPrefix(text, "2 recipients of gmail: goes out now") || !strings.Contains(text, "\n1 other recipients: goes out now") {
+		if strings.Contains(text, "oute") || !strings.HasPrefix(text, "2 recipients of gmail: goes out now") || !strings.Contains(text, "\n1 other recipient: goes out now") {
 			t.Error(text)
 		}
 		if err := h.pool.Update(h.config(func(c *smtplb.Config) {
@@ -60,7 +60,7 @@ func TestExplainPartsWithoutRoutes(t *testing.T) {
 		})); err != nil {
 			t.Fatal(err)
 		}
-		if text := explain(); !strings.HasPrefix(text, "route of all that no Route is for, 2 recipients of gmail: ") || !strings.Contains(text, "\nroute mine, 1 recipients: ") {
+		if text := explain(); !strings.HasPrefix(text, "route of all that no Route is for, 2 recipients of gmail: ") || !strings.Contains(text, "\nroute mine, 1 recipient: ") {
 			t.Error(text)
 		}
 	})

@@ -26,8 +26,12 @@ import (
 //	starting             nothing is known yet; it is used
 //	up
 
-// Breaker configures a relay's circuit breaker. Only the relay's own faults count: no connection, a broken one, no answer, a 421, an answer that isn't SMTP. Replies about a
-// recipient, a sender or a message never do, nor does a caller who leaves. Refused credentials, certificates that aren't accepted, and three messages in a row
+// Breaker configures a relay's circuit breaker. Only the relay's own faults count: no connection, a broken one, no answer, a 421, an answer that isn't SMTP, any refusal before MAIL
+// (of the connection, EHLO or STARTTLS; a 4xx to AUTH), and later what says that the relay itself is in trouble (RFC 3463 §3.4): a 4xx with 4.3.0, 4.3.1 ("452 4.3.1 Insufficient system storage") or 4.3.5, a 5xx with 5.3.z other than 5.3.4, but for recipients. Replies about a
+// recipient, a sender or a message never do, nor does a caller who leaves, nor do replies that speak of an amount or a rate ("454 Throttling failure", "421 4.7.0 Too many connections", "4.3.2"), whatever their code: the relay is given less mail for them, see
+// Relay.NoBackOff, and only the probe of an open breaker fails by them. Relay.Rules change nothing of that.
+//
+// Refused credentials, certificates that aren't accepted, and three messages in a row
 // that were sent whole and never answered open it at once, for 5 minutes, doubling with each repetition up to an hour.
 //
 // An open breaker lets one real message through when its time is over; after two such successes in a row the relay is used again.

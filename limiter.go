@@ -37,7 +37,7 @@ type Charge struct {
 	Scope string // "sender", "provider", "route", "stream", "pool" or "relay"; the smallest come first
 	Key   string // which: a relay's name, say; "" for the pool
 	Unit  Unit
-	Rate  Rate // as configured
+	Rate  Rate // as configured, with the defaults of Per and Burst filled in: N, Per and Burst are all above 0
 	N     int  // of Unit; may be more than Rate.Burst: then it is to wait for the whole burst, and use up what comes after it
 }
 
@@ -53,10 +53,15 @@ const (
 
 // String returns the unit's name.
 func (u Unit) String() string {
-	if int(u) < 3 {
-		return [...]string{"messages", "recipients", "connections"}[u]
+	return nameOf([]string{"messages", "recipients", "connections"}, int(u), "Unit")
+}
+
+// nameOf is that of n, a value of the type kind; there are no others than those that names have.
+func nameOf(names []string, n int, kind string) string {
+	if n < len(names) {
+		return names[n]
 	}
-	return fmt.Sprintf("Unit(%d)", uint8(u))
+	return fmt.Sprintf("%s(%d)", kind, n)
 }
 
 // ThrottledError says that a limit is reached; of several, the one that the message would wait for longest, and of relays that are all over their limits, that of the one that is free first. It matches ErrThrottled.
@@ -135,7 +140,7 @@ func (d *delivery) charge(ctx context.Context, r *relay) (ok bool, err error) {
 	var list []Charge
 	list = addCharge(list, scopeRelay, r.name, r.origin.limits(), r.transactions(d.fare), d.fare.recipients)
 	if rate := r.origin.limits().Connections; rate.N > 0 && d.turn.Fresh() {
-		list = append(list, Charge{Scope: scopeRelay, Key: r.name, Unit: Connections, Rate: rate, N: 1})
+		list = append(list, Charge{Scope: scopeRelay, Key: r.name, Unit: Connections, Rate: rate.whole(), N: 1})
 	}
 	if len(list) == 0 {
 		return true, nil
@@ -178,10 +183,10 @@ func (d *delivery) charges() (list []Charge) {
 
 func addCharge(list []Charge, scope, key string, l Limits, messages, recipients int) []Charge {
 	if l.Messages.N > 0 && messages > 0 {
-		list = append(list, Charge{Scope: scope, Key: key, Unit: Messages, Rate: l.Messages, N: messages})
+		list = append(list, Charge{Scope: scope, Key: key, Unit: Messages, Rate: l.Messages.whole(), N: messages})
 	}
 	if l.Recipients.N > 0 && recipients > 0 {
-		list = append(list, Charge{Scope: scope, Key: key, Unit: Recipients, Rate: l.Recipients, N: recipients})
+		list = append(list, Charge{Scope: scope, Key: key, Unit: Recipients, Rate: l.Recipients.whole(), N: recipients})
 	}
 	return list
 }

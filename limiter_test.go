@@ -97,7 +97,7 @@ func TestLimiterIsAsked(t *testing.T) {
 		h.sends(e, "accepted accepted")
 		h.expect(l, []string{shared, `relay "r0" 1 messages, relay "r0" 1 connections`}, []string{"commit 1", "commit 2"})
 		for _, c := range l.charges[0] {
-			if c.Scope == "pool" && c.Unit == smtplb.Recipients && c.Rate != smtplb.PerDay(7) {
+			if c.Scope == "pool" && c.Unit == smtplb.Recipients && c.Rate != (smtplb.Rate{N: 7, Per: 24 * time.Hour, Burst: 1}) || c.Rate.N <= 0 || c.Rate.Per <= 0 || c.Rate.Burst < 1 {
 				t.Errorf("%+v", c)
 			}
 		}
@@ -276,4 +276,16 @@ func TestLocalLimiterOfTwoPools(t *testing.T) {
 			t.Errorf("100 at 10 a second took %v", took)
 		}
 	})
+}
+
+// A LocalLimiter takes a rate that is named without its defaults, by who asks it directly, for the one that a pool names with them.
+func TestLocalLimiterFillsDefaults(t *testing.T) {
+	t.Parallel()
+	l := smtplb.LocalLimiter()
+	for i, r := range []smtplb.Rate{{N: 1, Per: time.Second, Burst: 1}, {N: 1}, smtplb.PerSecond(1)} {
+		_, err := l.Reserve(context.Background(), []smtplb.Charge{{Scope: "relay", Key: "a", Rate: r, N: 1}}, 0)
+		if errors.Is(err, smtplb.ErrThrottled) != (i > 0) {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
 }

@@ -29,7 +29,7 @@ const maxClasses = 10_000
 
 // bucket returns the bucket of a charge. It needs the lock.
 func (l *localLimiter) bucket(c *Charge, now time.Time) *throttle.Bucket {
-	class := bucketClass{c.Scope, c.Unit, c.Rate}
+	class := bucketClass{c.Scope, c.Unit, c.Rate.whole()} // whether it was named with its defaults or without
 	k := l.buckets[class]
 	if k == nil {
 		if len(l.buckets) >= maxClasses {

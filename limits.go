@@ -15,8 +15,12 @@ import (
 
 // Rate is how often something may happen: N times in Per, 14 times a second, say. The zero Rate is no limit.
 //
-// It is a token bucket: Burst may happen at once where nothing has for long, and then N in each Per, evenly. So in any time T it is N/Per·T + Burst at the most: a quota of 10,000 a day is kept by a
-// Burst that is small beside it, as the default is. ParseRate reads "14/s" and "10000/day, burst 100"; a Rate can be (un)marshalled as such a text.
+// It is a token bucket: Burst may happen at once where nothing has for long, and then N in each Per, evenly. So in any time T it is N/Per·T + Burst at the most.
+//
+// A quota of n in a day is kept by Rate{N: n / 2, Per: 24 * time.Hour, Burst: n / 2}, in any 24 hours: half of it may go at once, the other half comes little by little. The default Burst keeps it nearly, but as PerDay(n) evenly over the day: of 10,000 one each
+// 8.64 s, and nothing at once. Where there is a rate a second beside it, Limits.Messages is for the one and Limits.Recipients for the other.
+//
+// ParseRate reads "14/s" and "10000/day, burst 100"; a Rate can be (un)marshalled as such a text.
 type Rate struct {
 	N     float64       // negative is an error
 	Per   time.Duration // a second where it is 0
@@ -32,7 +36,7 @@ func PerMinute(n float64) Rate { return Rate{N: n, Per: time.Minute} }
 // PerHour is a Rate of n an hour.
 func PerHour(n float64) Rate { return Rate{N: n, Per: time.Hour} }
 
-// PerDay is a Rate of n in 24 hours.
+// PerDay is a Rate of n in 24 hours, evenly: one each 24h/n, with a Burst of 1 where n is below 172,800. For a daily quota that may be used up faster see Rate.
 func PerDay(n float64) Rate { return Rate{N: n, Per: 24 * time.Hour} }
 
 // ParseRate reads a Rate: "14/s", "30/min", "1000/h", "10000/day", with ", burst 5" behind it if need be.
@@ -64,7 +68,10 @@ func (r *Rate) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// bucket is the rate with its defaults.
+// whole is the rate with all its defaults, the burst's too.
+func (r Rate) whole() Rate { return Rate(r.bucket().Whole()) }
+
+// bucket is the rate as package throttle wants it.
 func (r Rate) bucket() throttle.Rate {
 	if r.Per == 0 {
 		r.Per = time.Second

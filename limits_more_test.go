@@ -164,11 +164,11 @@ func TestExplainLimits(t *testing.T) {
 		}
 		explain("goes out now", "r0: ", "r1: ")
 		h.sends(envelope("x@example.com"), "accepted")
-		if p := explain("goes out now", "r0: relay r0: over its limit of 1/s"); len(p.Candidates) != 1 || p.Candidates[0].Name != "r1" || p.Skipped[0].Until.Sub(p.Time) > time.Second || p.Skipped[0].Until.Sub(p.Time) < 900*time.Millisecond {
+		if p := explain("goes out now", "r0: over its limit of 1/s"); len(p.Candidates) != 1 || p.Candidates[0].Name != "r1" || p.Skipped[0].Until.Sub(p.Time) > time.Second || p.Skipped[0].Until.Sub(p.Time) < 900*time.Millisecond {
 			t.Errorf("%+v", p)
 		}
 		h.sends(envelope("x@example.com"), "accepted")
-		if p := explain("waits for a limit until ", "(relay r0: over its limit of 1/s", "r1: relay r1: over its limit of 6/h"); !p.Waits || p.NextToken.Sub(p.Time) > time.Second || p.MaxWait != 30*time.Second {
+		if p := explain("waits for a limit until ", "(relay r0: over its limit of 1/s", "r1: over its limit of 6/h"); !p.Waits || p.NextToken.Sub(p.Time) > time.Second || p.MaxWait != 30*time.Second {
 			t.Errorf("%+v", p)
 		}
 		if err := h.pool.Update(h.config(func(c *smtplb.Config) {

@@ -63,7 +63,7 @@ type Route struct {
 	Delimiter string
 	// Senders are patterns of the domain of Envelope.From, as in Recipients, without addresses; "<>" is the null sender. nil: any, the null sender included.
 	Senders []string
-	// Streams are values of Envelope.Stream. nil: any, and envelopes that name none, for which there is no other pattern.
+	// Streams are values of Envelope.Stream. They need not be in Config.Streams, which is about waiting and limits, so a name that no envelope has is no error: the Route is for nothing then. nil: any, and envelopes that name none, for which there is no other pattern.
 	Streams []string
 
 	// Relays and Tags name the group: it is the relays that have one of these names, or at least one of these tags. It must have a relay, unless there is an Action.
@@ -99,6 +99,11 @@ const (
 	// RouteDefault: its mail goes where mail goes that no Route is for, to all relays but those that are RoutedOnly. It makes an exception to a Route that is less specific.
 	RouteDefault
 )
+
+// String returns the action in lower case.
+func (a RouteAction) String() string {
+	return nameOf([]string{"deliver", "fail", "defer", "discard", "default"}, int(a), "RouteAction")
+}
 
 // routeName is how the i-th route is called.
 func (c *Config) routeName(i int) string {

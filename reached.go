@@ -2,6 +2,7 @@ package smtplb
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/smtplb/smtplb/internal/connpool"
@@ -87,13 +88,7 @@ func (d *delivery) limitOf(r *relay, fresh bool) reached {
 		}
 	}
 	if wait := r.warmWait(d.fare); wait > 0 {
-		text := "relay " + r.name + ": " + r.warmSays(a.Now)
-		if wait == connpool.Never {
-			text += ": the message is more than a whole day's"
-			if r.origin.Warmup.Advance == AdvanceDelivered {
-				text += ", and only other mail brings about another stage"
-			}
-		}
+		text := "relay " + r.name + ": " + r.warmDues(d.fare, time.Now(), wait)
 		x.or(reached{wait, false, scopeRelay, r.name, text})
 	}
 	if text := r.holds(&a, d.fare); text != "" {
@@ -156,8 +151,10 @@ func (d *delivery) overLimit(wait time.Duration) *ThrottledError {
 // notToday is the RetryAfter of what a relay won't take today, whatever else happens.
 const notToday = 24 * time.Hour
 
-// dues tells which of r's own limits keeps d from it for longest, "" where none does.
-func (d *delivery) dues(r *relay) string { return d.limitOf(r, false).text }
+// dues tells which of r's own limits keeps d from it for longest, without r's name; "" where none does.
+func (d *delivery) dues(r *relay) string {
+	return strings.TrimPrefix(d.limitOf(r, false).text, "relay "+r.name+": ")
+}
 
 // worth is the RetryAfter of a wait.
 func worth(wait time.Duration) time.Duration {

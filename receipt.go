@@ -225,7 +225,7 @@ func (r *Receipt) String() string {
 	if r == nil {
 		return "no receipt"
 	}
-	b := fmt.Appendf(nil, "%d recipients:", len(r.Recipients))
+	b := fmt.Appendf(nil, "%s:", recipientsOf(len(r.Recipients)))
 	sep := " "
 	for o := Accepted; o <= Discarded; o++ {
 		if n := r.Count(o); n > 0 {
@@ -242,6 +242,14 @@ func (r *Receipt) String() string {
 		b = append(b, r.Attempts[i].Relay...)
 	}
 	return string(b)
+}
+
+// recipientsOf tells how many recipients there are.
+func recipientsOf(n int) string {
+	if n == 1 {
+		return "1 recipient"
+	}
+	return fmt.Sprintf("%d recipients", n)
 }
 
 // LogValue logs the counts, not the recipients' addresses.

@@ -572,7 +572,7 @@ func TestExplainRoutes(t *testing.T) {
 			t.Error(diff)
 		}
 		text := p.String()
-		for _, s := range []string{"route never, 1 recipients: failed, without a relay: 5.7.1 no mail here\n", "route first, 2 recipients: goes out now, tier 0", "route of all that no Route is for, 1 recipients: "} {
+		for _, s := range []string{"route never, 1 recipient: failed, without a relay: 5.7.1 no mail here\n", "route first, 2 recipients: goes out now, tier 0", "route of all that no Route is for, 1 recipient: "} {
 			if !strings.Contains(text, s) {
 				t.Errorf("%q is not in\n%s", s, text)
 			}

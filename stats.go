@@ -56,8 +56,10 @@ type HedgingStats struct {
 
 // WarmupStats is how far a relay's warm-up is today (UTC).
 type WarmupStats struct {
-	Used, Cap     int // in the Warmup's Unit; Cap 0: there is none, or none any more
-	Stage, Stages int // from 1; Stages 0: the relay doesn't warm up
+	Used, Cap     int       // in the Warmup's Unit; Cap 0: there is none, or none any more, or it Begins later
+	ByNow         int       // of Cap: what of it may have been used by now, as it is spread over the day
+	Stage, Stages int       // from 1; Stages 0: the relay doesn't warm up
+	Begins        time.Time // the first day, where that is yet to come: before it the relay gets no mail
 }
 
 // CheckStats is how a relay's last check ended, see Health. Checks that said nothing of the relay are not counted in.
@@ -316,7 +318,10 @@ func (r *relay) stats(s *RelayStats, now time.Time, h *Health) {
 	s.BackOff = r.spared(now)
 	if w := r.warming.Load(); w != nil {
 		x := w.schedule.Today(now)
-		s.Warmup = WarmupStats{Used: x.Used, Cap: x.Cap, Stage: min(x.Stage+1, x.Stages), Stages: x.Stages}
+		s.Warmup = WarmupStats{Used: x.Used, Cap: x.Cap, ByNow: x.ByNow, Stage: min(x.Stage+1, x.Stages), Stages: x.Stages}
+		if x.Begins != 0 {
+			s.Warmup.Begins = x.Begins.Time()
+		}
 	}
 	s.State, s.Reason, s.Since = r.condition()
 	s.Check, s.NextCheck = r.checkStats(h)

@@ -103,6 +103,8 @@ func (r *standing) warmSays(now time.Time) string {
 		return "warm-up: " + *why
 	case !x.Known:
 		return "warm-up: the Store has not answered yet"
+	case x.Begins != 0:
+		return fmt.Sprintf("warm-up: begins on %v (UTC)", x.Begins)
 	case x.Cap == 0 && x.Stage >= x.Stages:
 		return ""
 	case x.Cap == 0:
@@ -110,6 +112,36 @@ func (r *standing) warmSays(now time.Time) string {
 	default:
 		return fmt.Sprintf("warm-up: %d of %d today, stage %d of %d", x.Used, x.Cap, x.Stage+1, x.Stages)
 	}
+}
+
+// warmDues tells why the relay's warm-up keeps f from it for so long.
+func (r *relay) warmDues(f *fare, now time.Time, wait time.Duration) string {
+	text := r.warmSays(now)
+	w := r.warming.Load()
+	if w == nil {
+		return text
+	}
+	own := r.unit.Load()
+	x := w.schedule.Bound(now, f.shares(own))
+	if x.Provider != "" {
+		text = fmt.Sprintf("warm-up: %d of %d for %s today", x.Used, x.Cap, x.Provider)
+	}
+	switch {
+	case wait == connpool.Never:
+		text += ": the message is more than a whole day's"
+		if own.Advance == AdvanceDelivered {
+			text += ", and only other mail brings about another stage"
+		}
+	case x.Why == warmup.TooMany:
+		text += fmt.Sprintf(": a message to %d is more than today's whole cap", x.N)
+	case x.Why == warmup.UsedUp && x.Used < x.Cap:
+		text += fmt.Sprintf(": a message to %d is more than what is left", x.N)
+	case x.Why == warmup.NotYet:
+		text += fmt.Sprintf("; %d by now", x.ByNow)
+	case x.Why == warmup.AtOnce:
+		text += fmt.Sprintf("; %d by now, a twenty-fourth at once", x.ByNow)
+	}
+	return text
 }
 
 // delivered counts what the relay has accepted for its warm-up.

@@ -286,3 +286,61 @@ func retryAfter(err error) time.Duration {
 	}
 	return se.RetryAfter
 }
+
+// What a warm-up has against a message is told, and that it isn't the day's cap where it isn't: what the day allows by now, a day that is yet to come, a message that is too large, a provider's cap.
+func TestWarmupSaysWhy(t *testing.T) {
+	t.Parallel()
+	to := func(n int, domain string) *smtplb.Envelope {
+		e := envelope()
+		for i := range n {
+			e.To = append(e.To, string(rune('a'+i%26))+string(rune('a'+i/26))+"@"+domain)
+		}
+		return e
+	}
+	begin := time.Date(2000, 1, 3, 15, 0, 0, 0, time.UTC) // fake time begins on the first of that month
+	for name, x := range map[string]struct {
+		warmup smtplb.Warmup
+		after  time.Duration
+		first  int // recipients that are sent to before
+		e      *smtplb.Envelope
+		why    string
+		plan   string
+	}{
+		"by now":       {smtplb.Warmup{Curve: []int{200, 500}}, 5 * time.Minute, 9, to(1, "a.test"), "warm-up: 9 of 200 today, stage 1 of 2; 9 by now", "until 00:"},
+		"a burst":      {smtplb.Warmup{Curve: []int{240}}, 12 * time.Hour, 10, to(1, "a.test"), "warm-up: 10 of 240 today, stage 1 of 1; 130 by now, a twenty-fourth at once", "until 12:"},
+		"too many":     {smtplb.Warmup{Curve: []int{5, 100}}, 10 * time.Hour, 1, to(7, "a.test"), "warm-up: 1 of 5 today, stage 1 of 2: a message to 7 is more than today's whole cap", "until 2000-01-02 00:"},
+		"not so many":  {smtplb.Warmup{Curve: []int{48, 100}}, 23 * time.Hour, 2, to(47, "a.test"), "warm-up: 2 of 48 today, stage 1 of 2: a message to 47 is more than what is left", "until 2000-01-02 10:"},
+		"never":        {smtplb.Warmup{Curve: []int{5, 10, 100}}, 10 * time.Hour, 1, to(70, "a.test"), "warm-up: 1 of 5 today, stage 1 of 3: the message is more than a whole day's", ""},
+		"tomorrow":     {smtplb.Warmup{Start: begin}, time.Hour, 0, to(1, "a.test"), "warm-up: begins on 2000-01-03 (UTC)", "until 2000-01-03 00:"},
+		"the provider": {smtplb.Warmup{Curve: []int{2400}, PerProvider: map[string][]int{"gmail": {24}}}, time.Minute, 1, to(1, "gmail.com"), "warm-up: 1 of 24 for gmail today; 1 by now", "until 01:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				h := newHouse(t, 1, func(c *smtplb.Config) {
+					c.Relays[0].Name, c.Relays[0].Warmup = "new", x.warmup
+					c.Providers = []smtplb.Provider{{Name: "gmail", Domains: []string{"gmail.com"}, Limits: smtplb.Limits{Messages: smtplb.PerSecond(1e6)}}}
+				})
+				defer h.close()
+				time.Sleep(x.after)
+				for range x.first {
+					if _, err := h.pool.Deliver(t.Context(), to(1, x.e.To[0][strings.Index(x.e.To[0], "@")+1:])); err != nil {
+						t.Fatal(err)
+					}
+				}
+				_, err := h.pool.Deliver(t.Context(), x.e)
+				var te *smtplb.ThrottledError
+				if !errors.As(err, &te) || te.Reason != "relay new: "+x.why {
+					t.Fatalf("%v", err)
+				}
+				p, err := h.pool.Explain(t.Context(), x.e)
+				if err != nil || p.Limit != te.Reason || len(p.Skipped) != 1 || p.Skipped[0].Why != x.why || !strings.Contains(p.String(), "\n  new: "+x.why) || !strings.Contains(p.String(), x.plan) {
+					t.Errorf("%v\n%+v\n%v", err, p, p)
+				}
+				w := h.pool.Stats().Relays[0].Warmup
+				if x.warmup.Start.IsZero() != w.Begins.IsZero() || !w.Begins.IsZero() && (!w.Begins.Equal(begin.Truncate(24*time.Hour)) || w.Cap != 0) || w.ByNow > w.Cap || w.Used > w.ByNow {
+					t.Errorf("%+v", w)
+				}
+			})
+		})
+	}
+}

@@ -22,7 +22,10 @@ import (
 // A Store that fails or is slow holds nothing up: the relay sends what it was granted before, a twenty-fourth of the cap at the most, and then counts as having no more for now.
 type Warmup struct {
 	// Start is the UTC day of the first stage; the time of day doesn't matter. Before that day the relay gets no mail. Where the Store knows nothing of the warm-up, as many stages have passed as days since then (with
-	// AdvanceDelivered: none). A Start that is changed begins the warm-up anew. Default: the first day on which there is mail for the relay.
+	// AdvanceDelivered: none). Default: the first day on which there is mail for the relay, which the Store remembers.
+	//
+	// It must be a fixed day, kept in the configuration: a Start that is changed begins the warm-up anew, so time.Now() at the start of a process begins it anew on each day on which one starts. Without a Store that outlives the process it is Start alone that
+	// tells how many stages have passed; who wants "from the first mail" leaves it out and sets Config.Store.
 	Start time.Time
 	// Curve are the caps of the stages, each at least as large as the one before. Default: SparkPostCurve(). A relay that has some stages behind it elsewhere gets a part: SparkPostCurve()[2:].
 	Curve []int
@@ -48,6 +51,11 @@ const (
 	WarmupMessages
 )
 
+// String returns the unit's name.
+func (u WarmupUnit) String() string {
+	return nameOf([]string{"recipients", "messages"}, int(u), "WarmupUnit")
+}
+
 // WarmupAdvance says when the stage of a Warmup is over.
 type WarmupAdvance uint8
 
@@ -59,6 +67,11 @@ const (
 	AdvanceDelivered
 )
 
+// String returns "daily" or "delivered".
+func (a WarmupAdvance) String() string {
+	return nameOf([]string{"daily", "delivered"}, int(a), "WarmupAdvance")
+}
+
 // WarmupOverflow says where mail goes that is more than a Warmup allows. Where no relay is left, it is deferred with ErrThrottled and a RetryAfter that says when the relay may have it.
 type WarmupOverflow uint8
 
@@ -68,6 +81,11 @@ const (
 	// OverflowTier: to the other relays of its group in the same tier only. What these can't take isn't a reason to use the next.
 	OverflowTier
 )
+
+// String returns "group" or "tier".
+func (o WarmupOverflow) String() string {
+	return nameOf([]string{"group", "tier"}, int(o), "WarmupOverflow")
+}
 
 // SparkPostCurve is the default curve: SparkPost's "IP Warm-up Strategy Overview", daily volume for an address, days 1 to 29, as of 4 September 2020
 // (github.com/SparkPost/support-docs, content/docs/deliverability/ip-warm-up-overview.md).

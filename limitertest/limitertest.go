@@ -155,6 +155,24 @@ var cases = []struct {
 			c.Errorf("what was owed was waited for only %v", took)
 		}
 	}},
+	{"rates as they are configured usually", func(c *check) {
+		for i, r := range []smtplb.Rate{
+			{N: 14, Per: time.Second, Burst: 14}, // PerSecond(14)
+			{N: 0.5, Per: time.Second, Burst: 1},
+			{N: 600, Per: time.Minute, Burst: 10},               // PerMinute(600)
+			{N: 10_000, Per: 24 * time.Hour, Burst: 1},          // PerDay(10_000)
+			{N: 5_000, Per: 24 * time.Hour, Burst: 5_000},       // half of a day's quota at once, the other over the day
+			{N: 1e6, Per: 30 * 24 * time.Hour, Burst: 1},        // a month's
+			{N: 25.5, Per: 1500 * time.Millisecond, Burst: 100}, // what isn't usual, but allowed
+		} {
+			n := int(r.Burst) + max(int(r.N/r.Per.Seconds()), 1) // and of what comes later a second's at the least
+			key := fmt.Sprint(i)
+			c.takes(c.charge("relay", key, smtplb.Recipients, r, n)).Commit()
+			one := c.charge("relay", key, smtplb.Recipients, r, 1)
+			most := time.Duration(float64(n-int(r.Burst)+1) / r.N * float64(r.Per))
+			c.denied(most+time.Millisecond, 0, one)
+		}
+	}},
 	{"it ends with its context", func(c *check) {
 		c.takes(c.charge("relay", "a", smtplb.Messages, slow, 5)).Commit()
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)

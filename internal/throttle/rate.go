@@ -57,6 +57,12 @@ func (r Rate) burst() int {
 	return int(min(max(r.perSecond(), 1), most))
 }
 
+// Whole is the rate with its Burst, whose default it may have been.
+func (r Rate) Whole() Rate {
+	r.Burst = float64(r.burst())
+	return r
+}
+
 // units are the words for times, the first of each its name in String.
 var units = []struct {
 	per   time.Duration

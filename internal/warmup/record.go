@@ -29,7 +29,10 @@ func dateOf(nanos int64) Date {
 
 func (d Date) nanos() int64 { return int64(d) * dayNanos }
 
-func (d Date) String() string { return time.Unix(int64(d)*24*60*60, 0).UTC().Format(time.DateOnly) }
+// Time is when d begins.
+func (d Date) Time() time.Time { return time.Unix(int64(d)*24*60*60, 0).UTC() }
+
+func (d Date) String() string { return d.Time().Format(time.DateOnly) }
 
 // MarshalText makes dates readable in a Record's JSON.
 func (d Date) MarshalText() ([]byte, error) { return []byte(d.String()), nil }

@@ -23,6 +23,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"sort"
 	"sync"
 	"time"
 )
@@ -111,7 +112,9 @@ type Today struct {
 	Cap    int // 0: there is none
 	Stage  int // from 0
 	Stages int // Stage is this when the warm-up is over
+	ByNow  int // of Cap: what may have been used by now, at the most
 	Known  bool
+	Begins Date // the first day, where that is yet to come: the others are 0, but Stages; 0 otherwise
 }
 
 // New returns a Schedule that is told nothing yet: before the first Adopt nothing may be taken.
@@ -260,10 +263,59 @@ func (s *Schedule) Today(now time.Time) Today {
 	defer s.mu.Unlock()
 	s.enterLocked(now)
 	x := Today{Stages: s.cfg.stages()}
+	if first := s.cfg.Start; s.known && first != 0 && s.date < first {
+		x.Known, x.Begins = true, first
+		return x
+	}
 	if s.known && s.refreshLocked() {
 		x.Known, x.Stage, x.Cap = true, s.stage, s.relay.limit
 		if x.Cap > 0 {
-			x.Used = min(s.relay.used(), x.Cap)
+			x.Used, x.ByNow = min(s.relay.used(), x.Cap), s.relay.byNow(s.seen, s.date)
+		}
+	}
+	return x
+}
+
+// Bound is what keeps something from being taken: a cap, and what of it does.
+type Bound struct {
+	Provider         string // whose cap; "": the relay's
+	Why              Why
+	N                int // so much of it is wanted
+	Used, ByNow, Cap int
+}
+
+// Why is what of a cap keeps something from being taken.
+type Why uint8
+
+const (
+	Nothing Why = iota // no cap: it may go, or a lease is lacking
+	TooMany            // it is more than the day's whole cap
+	UsedUp             // the day has not so much left
+	NotYet             // it comes later in the day
+	AtOnce             // the day is behind, and catches up a burst at a time
+)
+
+// Bound tells what keeps the shares from being taken for longest.
+func (s *Schedule) Bound(now time.Time, shares []Share) (x Bound) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.enterLocked(now)
+	if !s.known || s.cfg.Start != 0 && s.date < s.cfg.Start || !s.refreshLocked() {
+		return Bound{}
+	}
+	longest, sum := time.Duration(0), 0
+	look := func(b *book, provider string, n int) {
+		if wait := b.wait(t, s.date, n); n > 0 && wait > longest {
+			longest, x = wait, Bound{provider, b.why(t, s.date, n), n, min(b.used(), b.limit), b.byNow(t, s.date), b.limit}
+		}
+	}
+	for _, y := range shares {
+		sum += y.N
+	}
+	look(&s.relay, "", sum)
+	for _, y := range shares {
+		if p := s.providers[y.Provider]; p != nil {
+			look(p, y.Provider, y.N)
 		}
 	}
 	return x
@@ -463,6 +515,24 @@ func (b *book) wait(t int64, d Date, n int) time.Duration {
 	// More than a burst takes a whole one, and what follows waits for the rest.
 	burst := b.full - t - int64(refill) + b.cost(min(n, b.burst()))
 	return time.Duration(max(share, burst, 0))
+}
+
+// why tells which part of wait it is.
+func (b *book) why(t int64, d Date, n int) Why {
+	switch {
+	case n > b.limit:
+		return TooMany
+	case b.used()+n > b.limit:
+		return UsedUp
+	case b.used()+n > b.byNow(t, d):
+		return NotYet
+	}
+	return AtOnce
+}
+
+// byNow is how much of the day's cap may have been used by now: it is due.
+func (b *book) byNow(t int64, d Date) int {
+	return sort.Search(b.limit, func(u int) bool { return due(u+1, b.limit) > t-d.nanos() })
 }
 
 // lacks reports whether the lease is too small for n, and asks for more.
