@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -420,12 +421,12 @@ func (a *attempt) settle(end verdict.Verdict) {
 // anyRefused reports whether the relay refused a recipient by name.
 func (a *attempt) anyRefused() bool {
 	res := &a.d.res
-	for _, said := range res.Rcpts {
-		if said.Permanent() || said.Temporary() && !(said.Code == 421 && res.End.Reply.Code == 421) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(res.Rcpts, func(said reply.Reply) bool { return refusedByName(&said, &res.End) })
+}
+
+// refusedByName reports whether what a relay said to a RCPT was about that recipient: a 421 that ends the connection isn't.
+func refusedByName(said *reply.Reply, end *session.End) bool {
+	return said.Permanent() || said.Temporary() && !(said.Code == 421 && end.Reply.Code == 421)
 }
 
 // hold notes what is to be held against the relay: an attempt counts once, by the worst that happened in it.
@@ -435,11 +436,12 @@ func (a *attempt) hold(b verdict.Blame, err error) {
 	}
 }
 
-// settleAll is settle for RequireAll when a recipient was refused: all take the class of the gravest refusal.
+// settleAll is settle for RequireAll when a recipient was refused: all take the class of the gravest refusal. Whom the relay refused in the same way keeps its own words; the others have those, and know whose they are.
 func (a *attempt) settleAll() {
 	d, res := a.d, &a.d.res
 	worst, found := 0, false
 	var v verdict.Verdict
+	own := make([]verdict.Verdict, len(d.who)) // of those that were refused by name
 	for n := range d.who {
 		if said := res.Rcpts[n]; said.Temporary() || said.Permanent() {
 			w := verdict.Judge(verdict.Fact{Stage: reply.StageRcpt, Reply: said, Reused: res.Reused})
@@ -452,13 +454,25 @@ func (a *attempt) settleAll() {
 			if !found || w.Move == verdict.Failed && v.Move != verdict.Failed {
 				worst, v, found = n, w, true
 			}
+			if refusedByName(&said, &res.End) {
+				own[n] = w
+			}
 		}
 	}
 	fact := verdict.Fact{Stage: reply.StageRcpt, Reply: res.Rcpts[worst], Reused: res.Reused}
 	err := a.error(&session.End{Stage: reply.StageRcpt, Reply: fact.Reply})
 	a.record.Err = err
-	for _, i := range d.who {
+	whose := d.written(d.who[worst])
+	for n, i := range d.who {
 		d.settle(i, a.relay, &fact, v, err)
+		x, said := &d.rcpts[i], res.Rcpts[n]
+		switch {
+		case n == worst:
+		case own[n] == v:
+			x.reply, x.err = said, a.error(&session.End{Stage: reply.StageRcpt, Reply: said})
+		default:
+			x.because = whose
+		}
 	}
 }
 

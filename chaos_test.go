@@ -631,6 +631,10 @@ func (c *chaos) checkSend(id int, s *chaosSend, stored map[string]int) {
 			c.Errorf("message %d: %s is %v by %s at %s (%v), and stored %d times", id, s.env.To[i], r.Outcome, r.Relay, r.Stage, r.Err(), n)
 			wrong = true
 		}
+		if why := misattributed(s.env, s.receipt, i); why != "" {
+			c.Errorf("message %d: %s: %+v", id, why, r)
+			wrong = true
+		}
 		if n > 0 && errors.Is(s.err, smtplb.ErrTemporary) {
 			c.Errorf("message %d: ErrTemporary, but %s has it", id, r.Addr)
 		}
@@ -644,6 +648,22 @@ func (c *chaos) checkSend(id int, s *chaosSend, stored map[string]int) {
 			c.Logf("message %d: %+v", id, a)
 		}
 	}
+}
+
+// misattributed tells what is wrong with the recipient because of whom another fared as it did; "" where nothing is.
+func misattributed(e *smtplb.Envelope, r *smtplb.Receipt, i int) string {
+	x := r.Recipients[i]
+	if x.Because == "" {
+		return ""
+	}
+	n := slices.Index(e.To, x.Because)
+	switch {
+	case !e.RequireAll || n < 0 || x.Because == x.Addr:
+		return "because of nobody else"
+	case r.Recipients[n].Because != "" || r.Recipients[n].Outcome != x.Outcome || r.Recipients[n].Reply != x.Reply || r.Recipients[n].Relay != x.Relay:
+		return "because of one who fares otherwise"
+	}
+	return ""
 }
 
 func (c *chaos) transcript(s *chaosRelay, conn int) string {

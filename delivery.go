@@ -94,6 +94,7 @@ type recipient struct {
 	stage    Stage
 	reply    reply.Reply
 	err      error
+	because  string // the recipient of whom that was said, as it stands in the envelope, where RequireAll has it count for this one; "" for itself
 
 	attempt    int // the last attempt that offered it
 	hops       int // relays that answered its RCPT with a 4xx
@@ -241,6 +242,9 @@ func (d *delivery) share(now time.Time, left int) time.Time {
 	return now.Add(d.deadline.Sub(now) / time.Duration(left))
 }
 
+// written is a recipient's address as it stands in the envelope. d is no part of a message: RequireAll has none.
+func (d *delivery) written(i int) string { return d.env.To[slices.Index(d.entry, i)] }
+
 func (d *delivery) firstDomain() string {
 	addr := d.rcpts[0].addr
 	return addr[strings.LastIndexByte(addr, '@')+1:]
@@ -249,7 +253,7 @@ func (d *delivery) firstDomain() string {
 // settle applies what a relay said, or failed to say, to one recipient.
 func (d *delivery) settle(i int, r *relay, f *verdict.Fact, v verdict.Verdict, err error) {
 	x := &d.rcpts[i]
-	x.relay, x.stage, x.reply, x.err = r.name, stageName(f.Stage), f.Reply, err
+	x.relay, x.stage, x.reply, x.err, x.because = r.name, stageName(f.Stage), f.Reply, err, ""
 	switch v.Move {
 	case verdict.Accepted:
 		d.decide(x, Accepted)
@@ -330,7 +334,7 @@ func (d *delivery) finish(cause error) (*Receipt, error) {
 		x := &d.rcpts[n]
 		result := RecipientResult{
 			Addr: d.env.To[i], Outcome: x.outcome, Relay: x.relay, Stage: x.stage, Reply: publicReply(x.reply),
-			Greylisted: x.greylisted, err: x.err,
+			Because: x.because, Greylisted: x.greylisted, err: x.err,
 		}
 		switch x.outcome {
 		case Accepted:

@@ -39,7 +39,8 @@ type Envelope struct {
 	// certificate isn't verified, are skipped.
 	RequireTLS bool
 	// RequireAll sends to all recipients, in one transaction, or to none. A relay that takes fewer recipients at once than there are can't be used, nor one that a Route keeps from a recipient; where that leaves none, it is an error.
-	// Where a Route fails or defers one of them, it does so to all, and to fail counts before to defer. Who is discarded by a Route is not one of them.
+	// Where a relay refuses one of them, it does so to all; where a Route fails or defers one, too, and to fail counts before to defer. RecipientResult.Because tells the others of whom it was said: an address that a relay doesn't know is no reason to take them off a list.
+	// Who is discarded by a Route is not one of them: he is Discarded, whatever becomes of them.
 	RequireAll bool
 	// AtLeastOnce sends again where the outcome is unknown, the same bytes, to the same relay first. The recipient may get the message twice. Default: at most once.
 	AtLeastOnce bool

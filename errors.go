@@ -49,7 +49,7 @@ type SendError struct {
 	throttled bool  // a relay wanted less mail
 }
 
-// Error tells the counts and what the relays said. It names no recipient (addresses don't belong in logs by default) and no secret.
+// Error tells the counts, for how many that is because of another (RecipientResult.Because), and what the relays said. It names no recipient (addresses don't belong in logs by default) and no secret.
 func (e *SendError) Error() string {
 	var b strings.Builder
 	b.WriteString("smtplb: ")
@@ -61,6 +61,9 @@ func (e *SendError) Error() string {
 		for o := Accepted; o <= Discarded; o++ {
 			if k := e.Receipt.Count(o); k > 0 {
 				fmt.Fprintf(&b, "%s%d of %d %v", sep, k, n, o)
+				if k = e.innocent(o); k > 0 {
+					fmt.Fprintf(&b, " (%d because of another)", k)
+				}
 				sep = ", "
 			}
 		}
@@ -80,6 +83,17 @@ func (e *SendError) Error() string {
 		said++
 	}
 	return b.String()
+}
+
+// innocent counts those that have the outcome because of another recipient.
+func (e *SendError) innocent(o Outcome) int {
+	n := 0
+	for i := range e.Receipt.Recipients {
+		if x := &e.Receipt.Recipients[i]; x.Outcome == o && x.Because != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // distinct returns the errors of attempts and recipients, each relay's words once.

@@ -98,6 +98,10 @@ type RecipientResult struct {
 	Reply   Reply   // the relay's reply; the zero Reply where there was none
 	QueueID string  // the relay's name for the message, read from its reply, informational; "" where it said none
 
+	// Because, with Envelope.RequireAll, is the Addr of the recipient whose refusal this is, by a relay or by a Route, where that is another one: Outcome, Reply and Err are then about that one, and nothing was said against this one that would have
+	// led to the same. "" where they are about this recipient, or about the message as a whole.
+	Because string
+
 	// RetryAfter, of a deferred recipient, is how long to wait before sending again. It is 0 for the others.
 	RetryAfter time.Duration
 	// Greylisted, of a deferred recipient, says that the relay wants to see the same message again later: the retry should go to

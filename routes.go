@@ -228,53 +228,52 @@ func (p *Pool) dispatch(ctx context.Context, d *delivery) error {
 // errRerouted ends the run of a delivery whose recipients have no route in common any more: an Update has changed the routes.
 var errRerouted = errors.New("the routes were changed")
 
-// obey settles the recipients whose routes lead to no relay. Where such a route fails or defers one recipient of RequireAll, it does so to all.
+// obey settles the recipients whose routes lead to no relay. Where such a route fails or defers one recipient of RequireAll, it does so to all that are to be sent to; whose own route says the same has that one's word.
 func (d *delivery) obey() {
 	if d.fleet.table == nil {
 		return
 	}
-	all := d.ruler()
+	all, whose := d.ruler()
 	for i := range d.rcpts {
 		x := &d.rcpts[i]
 		if x.outcome != 0 {
 			continue
 		}
-		r := all
-		if r == nil {
-			r = d.routeOf(x)
-		}
-		if r.action != RouteDeliver {
-			d.rule(x, r)
+		switch r := d.routeOf(x); {
+		case all != nil && r.action != all.action && r.action != RouteDiscard:
+			d.rule(x, all, whose)
+		case r.action != RouteDeliver:
+			d.rule(x, r, "")
 		}
 	}
 }
 
-// ruler is the route that decides for all recipients of RequireAll, as not all of them may be sent to; nil where there is none. Whoever is named first, one that fails comes before one that defers: the message can't go, however often
-// it is tried, and who is told that it may would be told so for ever. Beside either nobody is discarded: what became of the message is one thing.
-func (d *delivery) ruler() (all *route) {
+// ruler is the route that decides for all recipients of RequireAll, as not all of them may be sent to, and whose it is; nil where there is none. Whoever is named first, one that fails comes before one that defers: the message can't go, however often
+// it is tried, and who is told that it may would be told so for ever. Who is discarded is none of them, here as where a relay refuses one: it is certain what becomes of him, and a retry that has to wait for the others isn't for him.
+func (d *delivery) ruler() (all *route, whose string) {
 	if !d.env.RequireAll {
-		return nil
+		return nil, ""
 	}
 	for i := range d.rcpts {
 		if x := &d.rcpts[i]; x.outcome == 0 {
 			switch r := d.routeOf(x); {
 			case r.action == RouteFail:
-				return r
+				return r, d.written(i)
 			case r.action == RouteDefer && all == nil:
-				all = r
+				all, whose = r, d.written(i)
 			}
 		}
 	}
-	return all
+	return all, whose
 }
 
-// rule settles x as r says, without a relay. What was said before of one whom a relay may have accepted stands.
-func (d *delivery) rule(x *recipient, r *route) {
+// rule settles x as r says, without a relay; r is the route of the recipient that because names, where that isn't x. What was said before of one whom a relay may have accepted stands.
+func (d *delivery) rule(x *recipient, r *route, because string) {
 	if x.ambiguous {
 		d.decide(x, Unknown)
 		return
 	}
-	x.relay, x.stage, x.reply = "", "", reply.Reply{}
+	x.relay, x.stage, x.reply, x.because = "", "", reply.Reply{}, because
 	x.err = &RouteError{Route: r.name, Reason: r.text}
 	switch r.action {
 	case RouteFail:
