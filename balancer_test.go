@@ -148,11 +148,21 @@ func TestDeadRelaysShare(t *testing.T) {
 
 // picker is a Balancer, and its Picker, of a test.
 type picker struct {
-	pick  func(smtplb.PickInfo) int
+	pick func(smtplb.PickInfo) int
+
+	mu    sync.Mutex           // guards views: the pool's own goroutine weighs relays again
 	views [][]smtplb.RelayView // one for each NewPicker
 }
 
+func (p *picker) seen() [][]smtplb.RelayView {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.views
+}
+
 func (p *picker) NewPicker(v []smtplb.RelayView) smtplb.Picker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.views = append(p.views, v)
 	return p
 }
@@ -284,12 +294,13 @@ func TestBalancerSees(t *testing.T) {
 			c.Relays[0].Tier, c.Relays[1].Weight, c.Relays[1].Conns.Max, c.Relays[2].Conns.Max = 1, 7, 1, -1
 		})
 		defer h.close()
-		if len(p.views) != 2 || len(p.views[0]) != 2 || len(p.views[1]) != 1 {
-			t.Fatalf("NewPicker was called with %v", p.views)
+		views := p.seen()
+		if len(views) != 2 || len(views[0]) != 2 || len(views[1]) != 1 {
+			t.Fatalf("NewPicker was called with %v", views)
 		}
-		r1, r2, r0 := p.views[0][0], p.views[0][1], p.views[1][0]
+		r1, r2, r0 := views[0][0], views[0][1], views[1][0]
 		if r1.Name() != "r1" || r1.Weight() != 7 || r1.Limit() != 1 || r2.Name() != "r2" || r2.Weight() != 1 || r2.Limit() != 0 || r0.Name() != "r0" || r0.Limit() != 10 || r1.InFlight() != 0 {
-			t.Errorf("%v", p.views)
+			t.Errorf("%v", views)
 		}
 		h.relays[1].On(smtptest.EndOfData).Delay(time.Minute)
 		var wg sync.WaitGroup
