@@ -219,8 +219,10 @@ func (a *anvilRun) deliver(ctx context.Context, p *parcel) {
 func (a *anvilRun) learn(ctx context.Context, r *smtplb.Receipt, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	// Those that the test's end cuts off are not the relay's.
-	if err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+	// Those that the test's end cuts off are not the relay's: in its last 5 s, who would
+	// have to wait for a limit is told of the limit.
+	end, _ := ctx.Deadline()
+	if err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) && (!errors.Is(err, smtplb.ErrThrottled) || time.Until(end) > 5*time.Second) {
 		a.deferred++
 		a.lastWord = err
 	}
