@@ -289,9 +289,9 @@ func (d *delivery) owed(r *relay) time.Duration {
 	return r.tollWait(&a, d.fare)
 }
 
-// mustDial reports whether a message for the relay needs a new connection, where these are limited: none comes back that another has.
+// mustDial reports whether a message for the relay needs a new connection, where there may be none now: none comes back that another has.
 func (r *relay) mustDial() bool {
-	if !r.strain.dials.tight.Load() && r.meter.limits.Load().Connections.N <= 0 {
+	if !r.strain.dials.tight.Load() && (r.meter.limits.Load().Connections.N <= 0 || r.meter.connections.Wait(time.Now(), 1) == 0) {
 		return false
 	}
 	x := r.pool.conns.Stats(r.lane)

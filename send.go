@@ -61,7 +61,7 @@ func (p *Pool) SendMail(addr string, a smtp.Auth, from string, to []string, msg 
 // and a *SendError with the Receipt otherwise.
 //
 // Deliver ends with ctx before the commit point (the moment from which a relay may have accepted the message), and at most 5 s later after it. With less than a fifth
-// of the context's time left, or 5 s if that is less, it doesn't begin to commit and tries no other relay.
+// of the context's time left, or 5 s if that is less, it doesn't begin to commit and tries no other relay; under Limits it begins nothing, as others can use what it would take.
 func (p *Pool) Deliver(ctx context.Context, e *Envelope) (*Receipt, error) {
 	d, err := p.prepare(ctx, e)
 	if err != nil {
@@ -145,14 +145,11 @@ func (p *Pool) run(ctx context.Context, d *delivery) error {
 		if !ok {
 			return err
 		}
-		switch late := d.late(time.Now()); { // it waited for so long that it couldn't be committed any more
-		case late && d.made == 0 && d.fare != nil: // others can use what it would pay
-			d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
-			return context.DeadlineExceeded
-		case late && d.made > 0:
+		if (d.made > 0 || d.fare != nil) && d.late(time.Now()) { // it waited for so long that it couldn't be committed any more: others can use what it would pay
 			d.fleet.ofLane(d.turn.Lane()).giveBack(&d.turn, &permit)
 			return d.tooLate()
-		case d.made > 0:
+		}
+		if d.made > 0 {
 			p.failedOver(d.try.relay.standing)
 		}
 		p.attempt(ctx, d, permit, waiting)
@@ -166,7 +163,7 @@ func (p *Pool) failedOver(r *standing) {
 	r.hops.Add(1)
 }
 
-// tooLate is why there is no failover: there was somebody, and no time.
+// tooLate is why there is no attempt any more: there was somebody, and no time.
 func (d *delivery) tooLate() error {
 	clear(d.denied)
 	d.frugal = false
@@ -222,23 +219,8 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 				d.prefer, d.sticks = "", false
 				continue
 			case err == errThrottled || err == errAllBusy && !(d.fleet.spill && d.spills(tier)):
-				wait := d.throttledFor()
-				switch {
-				case err == errThrottled && d.patient(wait): // those before it had what there was
-					d.throttleUntil = time.Time{}
-					if class.Bulk { // it must not count as older than what isn't bulk, and comes now
-						d.place = connpool.Request{Lag: class.Lag, Bulk: true}
-					}
-				case err == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
-					d.waitUntil = time.Time{}
-				case wait > 0 || chanced:
-					return permit, false, d.overLimit(wait)
-				case err == errAllBusy:
+				if err := d.outwaited(err, &chanced); err != nil {
 					return permit, false, err
-				case d.crowded(): // it is connections that it waits for
-					d.throttleUntil = time.Time{}
-				default: // just now there is something
-					chanced = true
 				}
 				continue
 			case err == errAllBusy:
@@ -274,6 +256,29 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 			d.frugal = true
 		}
 	}
+}
+
+// outwaited is what becomes of d when it has waited for a limit (errThrottled), or for anything (errAllBusy), for as long as it may: nil where it goes on. chanced: it did so already to take what a limit allowed at the last moment.
+func (d *delivery) outwaited(cause error, chanced *bool) error {
+	wait := d.throttledFor()
+	switch {
+	case cause == errThrottled && d.patient(wait): // those before it had what there was
+		d.throttleUntil = time.Time{}
+		if d.place.Bulk { // it must not count as older than what isn't bulk, and comes now
+			d.place = connpool.Request{Lag: d.place.Lag, Bulk: true}
+		}
+	case cause == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
+		d.waitUntil = time.Time{}
+	case wait > 0 || *chanced:
+		return d.overLimit(wait)
+	case cause == errAllBusy:
+		return cause
+	case d.crowded(): // it is connections that it waits for
+		d.throttleUntil = time.Time{}
+	default: // just now there is something
+		*chanced = true
+	}
+	return nil
 }
 
 // quick is choose and take at once, for a first attempt where nothing is wrong: the first tier's picker names a relay, and where that one may take d now, it is what choose would have

@@ -9,7 +9,7 @@ import (
 // Stream is a class of traffic, that of the envelopes whose Stream is its Name. It says who goes first where sends wait for a free connection.
 //
 // They wait in one queue, in the order in which they came. Lag puts a class back by so much time, as if its messages had come later: others go first unless they came later by more than
-// that. So bulk doesn't starve, however much else there is. And a Bulk class gets no connection that Conns.Reserved keeps back, so that the others find a free one.
+// that. So bulk doesn't starve, however much else there is; but for a Bulk class in a DeliverAll that waits for Limits: it comes after all others there, however long it has waited, and has what they leave. And a Bulk class gets no connection that Conns.Reserved keeps back, so that the others find a free one.
 type Stream struct {
 	// Name is the Envelope.Stream of its messages: "" is the class of those that have none.
 	Name string
