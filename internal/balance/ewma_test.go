@@ -157,7 +157,7 @@ func TestEWMAConcurrently(t *testing.T) {
 	if e.Samples() != 40000 {
 		t.Errorf("%d samples", e.Samples())
 	}
-	if !near(e.Value(), 2e9, 0.1) {
+	if !near(e.Value(), 2e9, 0.4) { // which samples are the first ten, that count most, is chance
 		t.Errorf("%v, want about 2s", e.Value())
 	}
 }
