@@ -40,23 +40,18 @@ func (n *Network) NewServer(addr string, opts ...Option) *Server {
 // DialContext connects to a server by its address; network is not looked at. Where
 // nobody listens the error wraps syscall.ECONNREFUSED. It has the type of
 // net.Dialer's method of the same name.
-func (n *Network) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
-	nc, err := n.net.DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	n.mu.Lock()
-	cut, ok := n.cuts[addr]
-	n.mu.Unlock()
-	if c, isConn := nc.(*memnet.Conn); ok && isConn {
-		if cut.up >= 0 {
+func (n *Network) DialContext(ctx context.Context, _, addr string) (net.Conn, error) {
+	return n.net.Dial(ctx, addr, func(c *memnet.Conn) { // the server may have written before Dial returns
+		n.mu.Lock()
+		cut, ok := n.cuts[addr]
+		n.mu.Unlock()
+		if ok && cut.up >= 0 {
 			c.CutWriteAfter(cut.up)
 		}
-		if cut.down >= 0 {
+		if ok && cut.down >= 0 {
 			c.CutReadAfter(cut.down)
 		}
-	}
-	return nc, nil
+	})
 }
 
 // CutAfter cuts each connection that is dialled to addr from now on, for both ends, as

@@ -104,6 +104,11 @@ func (n *Network) nextPortLocked() string {
 // syscall.ECONNREFUSED; where the context ends first, it wraps the context's
 // error.
 func (n *Network) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	return n.Dial(ctx, addr, nil)
+}
+
+// Dial is DialContext. Unless prepare is nil it is called with the client's end before the listener has the other one, so what it sets holds from the first byte on.
+func (n *Network) Dial(ctx context.Context, addr string, prepare func(*Conn)) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: Addr(addr), Err: err}
 	}
@@ -134,6 +139,9 @@ func (n *Network) DialContext(ctx context.Context, network, addr string) (net.Co
 		return fail(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
 	client, server := newPair(local, Addr(addr), up, down, buffer)
+	if prepare != nil {
+		prepare(client)
+	}
 	if !l.offer(server) {
 		return fail(os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
