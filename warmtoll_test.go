@@ -233,6 +233,11 @@ func TestWarmupOverflow(t *testing.T) {
 			if o == smtplb.OverflowGroup && (err != nil || relaysTried(r) != "r1") || o == smtplb.OverflowTier && (!errors.Is(err, smtplb.ErrThrottled) || len(r.Attempts) > 0) {
 				t.Errorf("%v: %v: %v", o, r, err)
 			}
+			plan, err := h.pool.Explain(context.Background(), envelope("x@example.com"))
+			if err != nil || o == smtplb.OverflowTier && (len(plan.Skipped) != 2 || plan.Skipped[1].Failover || plan.Skipped[1].Why != "a warm-up keeps what is more than its cap in tier 0 (OverflowTier)") ||
+				o == smtplb.OverflowGroup && (len(plan.Candidates) != 1 || plan.Candidates[0].Name != "r1") {
+				t.Errorf("%v: %v\n%v", o, err, plan)
+			}
 			// More than the whole day's is never for it.
 			big := envelope()
 			for i := range 30 {
