@@ -331,6 +331,9 @@ func (c *Config) validate() (*checked, error) {
 	if b, ok := c.Balancer.(*ownBalancer); ok && b.fault != "" {
 		f.add("Balancer", "%s", b.fault)
 	}
+	if s, ok := c.Store.(*FileStore); ok && (s == nil || s.path == "") {
+		f.add("Store", "is a FileStore without the name of a file")
+	}
 	c.validateStreams(&f)
 	switch {
 	case c.MaxWait < 0:

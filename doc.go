@@ -6,8 +6,8 @@
 //  2. Send with [Pool.Send] (go-mail messages), [Pool.Deliver] (an [Envelope] with bytes, a file or a reader), or [Pool.SendMail] (in
 //     the place of net/smtp.SendMail). Each may be called from any number of goroutines.
 //  3. A nil error means that a relay accepted the message for every recipient. Otherwise the [Receipt] tells, for each recipient, an
-//     [Outcome]: [Accepted], [Failed], [Deferred] or [Unknown]; and the error matches [ErrTemporary], [ErrPermanent], [ErrPartial]
-//     or [ErrUnknown].
+//     [Outcome]: [Accepted], [Failed], [Deferred] or [Unknown], or [Discarded] by a [Route]; and the error matches [ErrTemporary],
+//     [ErrPermanent], [ErrPartial], [ErrUnknown] or [ErrDiscarded].
 //  4. What is deferred goes out again, later, by [Receipt.Retry].
 //  5. At the end, [Pool.Shutdown] lets the sends in progress finish, and [Pool.Close] doesn't.
 //

@@ -368,6 +368,10 @@ func (d *delivery) skipped(r *relay, chosen *tier) SkippedRelay {
 		}
 		return x
 	}
+	if tiers := d.tiers(); !slices.ContainsFunc(tiers, func(t *tier) bool { return slices.Contains(t.relays, r) }) {
+		x.Why = fmt.Sprintf("a warm-up keeps what is more than its cap in tier %d (OverflowTier)", tiers[len(tiers)-1].number)
+		return x
+	}
 	x.Failover = true
 	if x.Why, x.Until = d.speaksAgainst(r); x.Why != "" {
 		x.Why += ": it is used only where nothing else is left"

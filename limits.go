@@ -15,7 +15,7 @@ import (
 
 // Rate is how often something may happen: N times in Per, 14 times a second, say. The zero Rate is no limit.
 //
-// It is a token bucket: Burst may happen at once where nothing has for long, and then N in each Per, evenly. So in any time T it is N/Per·T + Burst at the most.
+// It is a token bucket: Burst may happen at once where nothing has for long, and then N in each Per, evenly. So in any time T it is N/Per·T + Burst at the most, unless one message has more recipients than Burst (see [Limits]).
 //
 // A quota of n in a day is kept by Rate{N: n / 2, Per: 24 * time.Hour, Burst: n / 2}, in any 24 hours: half of it may go at once, the other half comes little by little. The default Burst keeps it nearly, but as PerDay(n) evenly over the day: of 10,000 one each
 // 8.64 s, and nothing at once. Where there is a rate a second beside it, Limits.Messages is for the one and Limits.Recipients for the other.

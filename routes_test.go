@@ -518,6 +518,7 @@ func TestRouteFaults(t *testing.T) {
 		{nil, []smtplb.Route{{Relays: []string{"a"}}, {Relays: []string{"a"}}}, "Routes[1]: is for the same mail as Routes[0]"},
 		{nil, []smtplb.Route{{Recipients: []string{"a.*.test"}, Relays: []string{"a"}}}, "Routes[0].Recipients[0]: "},
 		{nil, []smtplb.Route{{Recipients: []string{"*.a..test"}, Relays: []string{"a"}}}, "Routes[0].Recipients[0]: "},
+		{nil, []smtplb.Route{{Recipients: []string{".a.test"}, Relays: []string{"a"}}}, "Routes[0].Recipients[0]: a domain doesn't begin with a dot; all its subdomains are \"*.example.com\""},
 		{nil, []smtplb.Route{{Senders: []string{"me@a.test"}, Relays: []string{"a"}}}, "Routes[0].Senders[0]: "},
 		{[]smtplb.Relay{relay("a", true)}, nil, "Relays: all are RoutedOnly"},
 		{[]smtplb.Relay{relay("a", true)}, []smtplb.Route{{Streams: []string{"s"}, Relays: []string{"a"}}}, "Relays: all are RoutedOnly"},

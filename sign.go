@@ -30,7 +30,8 @@ type Signer func(ctx context.Context, r SignRequest) (header []byte, err error)
 
 // SignRequest is a message to be signed.
 type SignRequest struct {
-	ID, From, Stream, Key string // the envelope's; From may be "<>"
+	// ID, From, Stream and Key are the envelope's. From is the Return-Path, and may be "<>": the domain that a DKIM signature is to be aligned with is that of the From field, which stands in Message.
+	ID, From, Stream, Key string
 	// Message is the message as it will be sent, before dots are doubled (RFC 5321 §4.5.2): header, blank line, text, line ends CRLF, one at its end. It may be read as often as is wanted, but not after the Signer has returned. It may lie in a file, and be large: to hash it in pieces needs
 	// no memory.
 	Message *io.SectionReader

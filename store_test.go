@@ -249,3 +249,16 @@ func FuzzFileStore(f *testing.F) {
 		}
 	})
 }
+
+// A FileStore without a file, as of a variable of the environment that isn't set, is an error at once, not a relay that never gets mail.
+func TestFileStoreWithoutFile(t *testing.T) {
+	t.Parallel()
+	var none *smtplb.FileStore
+	for name, s := range map[string]*smtplb.FileStore{"no name": smtplb.NewFileStore(""), "zero": new(smtplb.FileStore), "nil": none} {
+		c := smtplb.Config{Relays: []smtplb.Relay{{Addr: "mx.example.com:587"}}, Store: s}
+		var fault *smtplb.ConfigError
+		if _, err := smtplb.New(c); !errors.As(err, &fault) || fault.Path != "Store" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -140,6 +140,10 @@ func (r *relay) warmDues(f *fare, now time.Time, wait time.Duration) string {
 		text += fmt.Sprintf("; %d by now", x.ByNow)
 	case x.Why == warmup.AtOnce:
 		text += fmt.Sprintf("; %d by now, a twenty-fourth at once", x.ByNow)
+	case x.Why == warmup.Nothing: // the day has enough, and nothing of it was granted
+		if why := r.chill.Load(); why != nil && w.schedule.Today(now).Known {
+			text += "; " + *why
+		}
 	}
 	return text
 }

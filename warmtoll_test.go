@@ -183,6 +183,32 @@ func TestWarmupStoreFails(t *testing.T) {
 	})
 }
 
+// A Store that can be read and not written (a directory that is somebody else's, a full disk) is named where mail waits for it.
+func TestWarmupStoreReadOnly(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) { warmCurve(c, 200); c.Store = &readOnlyStore{} })
+		defer h.close()
+		e := envelope("x@example.com", "y@example.com")
+		const want = "warm-up: 0 of 200 today, stage 1 of 1; the warm-up's state: no room"
+		if _, err := h.pool.Deliver(context.Background(), e); !errors.Is(err, smtplb.ErrThrottled) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v", err)
+		}
+		if plan, err := h.pool.Explain(context.Background(), e); err != nil || !strings.Contains(plan.String(), want) {
+			t.Errorf("%v\n%v", err, plan)
+		}
+		if n := h.relays[0].Stats().Messages; n != 0 {
+			t.Errorf("%d sent", n)
+		}
+	})
+}
+
+type readOnlyStore struct{ smtplb.MemoryStore }
+
+func (*readOnlyStore) Swap(context.Context, string, []byte, []byte) (bool, error) {
+	return false, errors.New("no room")
+}
+
 type badStore struct{}
 
 func (badStore) Load(ctx context.Context, key string) ([]byte, error) {
@@ -206,6 +232,11 @@ func TestWarmupOverflow(t *testing.T) {
 			r, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
 			if o == smtplb.OverflowGroup && (err != nil || relaysTried(r) != "r1") || o == smtplb.OverflowTier && (!errors.Is(err, smtplb.ErrThrottled) || len(r.Attempts) > 0) {
 				t.Errorf("%v: %v: %v", o, r, err)
+			}
+			plan, err := h.pool.Explain(context.Background(), envelope("x@example.com"))
+			if err != nil || o == smtplb.OverflowTier && (len(plan.Skipped) != 2 || plan.Skipped[1].Failover || plan.Skipped[1].Why != "a warm-up keeps what is more than its cap in tier 0 (OverflowTier)") ||
+				o == smtplb.OverflowGroup && (len(plan.Candidates) != 1 || plan.Candidates[0].Name != "r1") {
+				t.Errorf("%v: %v\n%v", o, err, plan)
 			}
 			// More than the whole day's is never for it.
 			big := envelope()

@@ -123,7 +123,7 @@ func (w *Warmup) on() bool { return !w.Start.IsZero() || w.Curve != nil || w.Per
 
 func (w *Warmup) validate(path string, f *faults) {
 	if !w.on() && (w.Unit != 0 || w.Advance != 0 || w.Overflow != 0) {
-		f.add(path, "needs a Start or a Curve; without them there is no warm-up")
+		f.add(path, "needs a Start, a Curve or PerProvider; without them there is no warm-up")
 	}
 	if y := w.Start.UTC().Year(); !w.Start.IsZero() && (y < 2000 || y > 2200) {
 		f.add(path+".Start", "is in the year %d", y)

@@ -25,7 +25,7 @@ func TestWarmupValidate(t *testing.T) {
 		{name: "a Start", w: Warmup{Start: march, Advance: AdvanceDelivered, Overflow: OverflowTier, Unit: WarmupMessages}},
 		{name: "a Curve", w: Warmup{Curve: []int{1, 1, 2}, PerProvider: map[string][]int{"Gmail": {1}}}},
 		{name: "the published ones", w: Warmup{Curve: SendGridCurve(), PerProvider: map[string][]int{"Gmail": SparkPostCurve()}}},
-		{name: "nothing to do it with", w: Warmup{Advance: AdvanceDelivered}, want: []string{"W: needs a Start or a Curve"}},
+		{name: "nothing to do it with", w: Warmup{Advance: AdvanceDelivered}, want: []string{"W: needs a Start, a Curve or PerProvider"}},
 		{name: "an empty curve", w: Warmup{Curve: []int{}}, want: []string{"W.Curve: has 0 stages"}},
 		{name: "a long curve", w: Warmup{Curve: make([]int, 1001)}, want: []string{"W.Curve: has 1001 stages"}},
 		{name: "caps", w: Warmup{Curve: []int{0, 10, 9, -1, 1_000_000_001}}, want: []string{

@@ -241,8 +241,11 @@ func domainPattern(s string) (canonical, reason string) {
 		return "", ""
 	}
 	under, wild := strings.CutPrefix(s, "*.")
-	if strings.IndexByte(under, '*') >= 0 {
+	switch {
+	case strings.IndexByte(under, '*') >= 0:
 		return "", starReason
+	case strings.HasPrefix(s, "."): // as Postfix writes it
+		return "", dotReason
 	}
 	canonical, upper, reason := toASCIIOrLiteral(under)
 	switch {
@@ -259,4 +262,7 @@ func domainPattern(s string) (canonical, reason string) {
 	return canonical, ""
 }
 
-const starReason = `a "*" stands for everybody, or with a dot at the start of a domain for all its subdomains`
+const (
+	starReason = `a "*" stands for everybody, or with a dot at the start of a domain for all its subdomains`
+	dotReason  = `a domain doesn't begin with a dot; all its subdomains are "*.example.com"`
+)
