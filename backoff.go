@@ -55,13 +55,22 @@ func (t *tether) init(c backoff.Config, now time.Time) {
 	t.pace = throttle.NewBucket(throttle.Rate{}, now)
 }
 
+// suspended is until when nothing goes, zero where something may.
+func (t *tether) suspended(now time.Time) time.Time {
+	if !t.tight.Load() {
+		return time.Time{}
+	}
+	until, _ := t.state.Suspended(now)
+	return until
+}
+
 // wait is how long it is until one more message may go.
 func (t *tether) wait(now time.Time) time.Duration {
 	if !t.tight.Load() {
 		return 0
 	}
 	var d time.Duration
-	if until, _ := t.state.Suspended(now); !until.IsZero() {
+	if until := t.suspended(now); !until.IsZero() {
 		d = until.Sub(now)
 	}
 	t.tune(now)

@@ -2,6 +2,7 @@ package smtplb_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -76,6 +77,35 @@ func TestQuotaIsSuspended(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Whose message meets the used-up quota hears at once when it is worth sending it again: when the relay is asked again, where there is no other.
+func TestQuotaRetryAfter(t *testing.T) {
+	for _, stage := range []smtptest.Stage{smtptest.Mail, smtptest.EndOfData} {
+		for _, other := range []bool{false, true} {
+			bubble(t, func(t *testing.T) {
+				h := newHouse(t, map[bool]int{false: 1, true: 2}[other], func(c *smtplb.Config) { c.Balancer, c.Health.Interval = inOrder{}, -1 })
+				defer h.close()
+				h.relays[0].On(stage).Times(1).Reply(454, "Throttling failure: Daily message quota exceeded")
+				if other {
+					h.relays[1].On(smtptest.Rcpt).Times(1).Reply(450, "4.2.0 Mailbox busy")
+				}
+				r, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+				wait := r.Recipients[0].RetryAfter
+				var se *smtplb.SendError
+				if !errors.As(err, &se) || se.RetryAfter != wait || r.Recipients[0].Outcome != smtplb.Deferred {
+					t.Fatalf("%v: %v", r, err)
+				}
+				if other && wait != 5*time.Minute || !other && (wait < 59*time.Minute || wait > 61*time.Minute) {
+					t.Errorf("%v, another relay %t: worth trying after %v", stage, other, wait)
+				}
+				time.Sleep(wait)
+				if r, err := h.pool.Deliver(context.Background(), envelope("x@example.com")); err != nil {
+					t.Errorf("%v: %v", r, err)
+				}
+			})
+		}
+	}
 }
 
 // A refusal that is about a mailbox provider holds back what is for that provider only, at that relay only.

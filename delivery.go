@@ -376,11 +376,15 @@ func (d *delivery) against() int {
 // soonest is when the first relay can be used again, 0 where one can now.
 func (d *delivery) soonest() time.Duration {
 	var first time.Duration
+	now := time.Now()
 	for _, r := range d.group.relays {
 		if d.outside.Has(r.index) {
 			continue
 		}
 		at := r.retryAt()
+		if until := r.strain.account.suspended(now); until.After(at) {
+			at = until
+		}
 		if at.IsZero() {
 			return 0
 		}
