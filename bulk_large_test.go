@@ -3,6 +3,7 @@ package smtplb_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"testing"
@@ -109,6 +110,24 @@ func TestBulkRidesOn(t *testing.T) {
 			}
 			if s := h.pool.Stats().Relays[0]; s.Opened > 10 || s.Rides < 280 {
 				t.Errorf("%s: %d connections, %d rides", stream, s.Opened, s.Rides)
+			}
+		})
+	}
+}
+
+// However negative it is, MaxThrottleWait is no bound: with a Limiter it is multiplied.
+func TestBulkLimiterWithoutBound(t *testing.T) {
+	t.Parallel()
+	for _, most := range []time.Duration{-1, math.MinInt64} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				c.Limits.Messages, c.Limiter, c.MaxThrottleWait = smtplb.Rate{N: 1, Burst: 1}, smtplb.LocalLimiter(), most
+			}, smtptest.WithDiscard())
+			defer h.close()
+			for r := range h.pool.DeliverAll(t.Context(), slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, 60)), smtplb.Bulk{InFlight: 60}) {
+				if r.Err != nil {
+					t.Errorf("MaxThrottleWait %v: %v", most, r.Err)
+				}
 			}
 		})
 	}

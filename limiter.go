@@ -93,8 +93,8 @@ func (d *delivery) reserve(ctx context.Context) error {
 		return nil
 	}
 	most := d.fleet.maxThrottle
-	if d.fellows > 1 { // each of those that may be before it waits for so long
-		most *= min(time.Duration(d.fellows), math.MaxInt64/max(most, 1))
+	if d.fellows > 1 && most > 0 { // each of those that may be before it waits for so long
+		most *= min(time.Duration(d.fellows), math.MaxInt64/most)
 	}
 	denied, err := d.lease(ctx, charges, most)
 	if denied == nil {
