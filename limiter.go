@@ -19,7 +19,7 @@ import (
 // reserved is returned where the wait, or the attempt, ends before the relay may have got the message, and committed otherwise. Concurrency is the pool's own. With a Limiter, connections
 // are not raced: what the second relay would cost isn't reserved.
 type Limiter interface {
-	// Reserve takes all the charges, or none of them. Where they are not there it waits, for maxWait at the most (negative: as long as ctx lasts), and ends with ctx.
+	// Reserve takes all the charges, or none of them. Where they are not there it waits, for maxWait at the most (negative: as long as ctx lasts), and ends with ctx: the send's, which ends with the pool, too, and is not to be used after Reserve has returned.
 	//
 	// A denial is a *ThrottledError, whose RetryAfter is when it is worth trying again. Any other error defers the message: a Limiter that would rather let mail pass while its store is away
 	// returns a Lease that does nothing.
@@ -93,8 +93,8 @@ func (d *delivery) reserve(ctx context.Context) error {
 		return nil
 	}
 	most := d.fleet.maxThrottle
-	if d.fellows > 1 { // each of those that may be before it waits for so long
-		most *= min(time.Duration(d.fellows), math.MaxInt64/max(most, 1))
+	if d.fellows > 1 && most > 0 { // each of those that may be before it waits for so long
+		most *= min(time.Duration(d.fellows), math.MaxInt64/most)
 	}
 	denied, err := d.lease(ctx, charges, most)
 	if denied == nil {
@@ -107,7 +107,10 @@ func (d *delivery) reserve(ctx context.Context) error {
 
 // lease asks the Limiter, whose denial is no error.
 func (d *delivery) lease(ctx context.Context, charges []Charge, maxWait time.Duration) (denied *ThrottledError, err error) {
-	lease, err := d.fleet.config.Limiter.Reserve(ctx, charges, maxWait)
+	open, cancel := context.WithCancelCause(ctx) // Close ends the wait too
+	defer cancel(nil)
+	defer context.AfterFunc(d.pool.ctx, func() { cancel(ErrClosed) })()
+	lease, err := d.fleet.config.Limiter.Reserve(open, charges, maxWait)
 	switch {
 	case err == nil && lease == nil:
 		return nil, errLimiter(errNoLease)
@@ -118,6 +121,8 @@ func (d *delivery) lease(ctx context.Context, charges []Charge, maxWait time.Dur
 		return denied, nil
 	case ctx.Err() != nil:
 		return nil, contextError(ctx)
+	case open.Err() != nil:
+		return nil, ErrClosed
 	}
 	return nil, errLimiter(err)
 }

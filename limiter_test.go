@@ -289,3 +289,32 @@ func TestLocalLimiterFillsDefaults(t *testing.T) {
 		}
 	}
 }
+
+// Close ends the waits of sends for a Limiter, as all others, and what they would have had is others'.
+func TestLimiterEndsWithThePool(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{1, 5} {
+		bubble(t, func(t *testing.T) {
+			shared := smtplb.LocalLimiter()
+			limited := func(c *smtplb.Config) {
+				c.Limits.Messages, c.Limiter = smtplb.Rate{N: 1, Per: 20 * time.Second, Burst: 1}, shared
+			}
+			h := newHouse(t, 1, limited)
+			defer h.close()
+			h.sends(envelope("x@example.com"), "accepted")
+			begun := time.Now()
+			time.AfterFunc(time.Second, func() { h.pool.Close() })
+			for r := range h.pool.DeliverAll(t.Context(), slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, n)), smtplb.Bulk{}) {
+				if took := time.Since(begun); !errors.Is(r.Err, smtplb.ErrClosed) || errors.Is(r.Err, context.Canceled) || errors.Is(r.Err, smtplb.ErrThrottled) || took > time.Second {
+					t.Errorf("of %d, after %v: %v", n, took, r.Err)
+				}
+			}
+			other := newHouse(t, 1, limited)
+			defer other.close()
+			other.sends(envelope("x@example.com"), "accepted")
+			if took := time.Since(begun); took < 19*time.Second || took > 20*time.Second+time.Millisecond {
+				t.Errorf("another pool's turn was after %v", took)
+			}
+		})
+	}
+}

@@ -190,7 +190,9 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		case d.torn:
 			return permit, false, errRerouted
 		}
-		d.fare = d.price()
+		if d.fare = d.price(); d.fare != nil && d.fellows > 0 && class.Bulk { // it has what others leave, and keeps its place among its like
+			d.place.Lag = class.Lag + behindAll
+		}
 		if err := d.reserve(ctx); err != nil {
 			return permit, false, err
 		}
@@ -258,15 +260,16 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	}
 }
 
+// behindAll is the lag of what is bulk in a DeliverAll and waits for limits: longer than anything else waits, so that it never counts as older than what isn't bulk. Among each other these are served in the order in which they came, as ever:
+// one that needs much of what comes little by little isn't overtaken, for ever, by others that need less.
+const behindAll = 50 * 365 * 24 * time.Hour
+
 // outwaited is what becomes of d when it has waited for a limit (errThrottled), or for anything (errAllBusy), for as long as it may: nil where it goes on. chanced: it did so already to take what a limit allowed at the last moment.
 func (d *delivery) outwaited(cause error, chanced *bool) error {
 	wait := d.throttledFor()
 	switch {
 	case cause == errThrottled && d.patient(wait): // those before it had what there was
 		d.throttleUntil = time.Time{}
-		if d.place.Bulk { // it must not count as older than what isn't bulk, and comes now
-			d.place = connpool.Request{Lag: d.place.Lag, Bulk: true}
-		}
 	case cause == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
 		d.waitUntil = time.Time{}
 	case wait > 0 || *chanced:
@@ -358,9 +361,6 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 		d.hope(last)
 	}
 	most := d.fleet.maxThrottle
-	if d.fellows > 0 && d.place.Bulk && (most < 0 || d.place.Lag < most) {
-		most = max(d.place.Lag, time.Second)
-	}
 	throttles := d.fare != nil && most >= 0
 	if !preferred && d.fleet.maxWait == 0 && !throttles {
 		return d.queue(ctx)

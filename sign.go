@@ -14,7 +14,7 @@ import (
 // Signer makes header fields that go in front of a message: a DKIM-Signature (RFC 6376), say, or one for each of two keys (RFC 8463 §3).
 //
 // It is called once for each message, after it was read or rendered (and signed by go-mail, where the message is set up so: S/MIME, DKIM), and before it parts by routes or a relay is chosen: all
-// attempts, all parts and all copies send the same signed bytes. It runs in the goroutine of the send, which is the caller's (one of DeliverAll's own in a DeliverAll), with the context of the send, with
+// attempts, all parts and all copies send the same signed bytes. It runs in the goroutine of the send, which is the caller's (one of DeliverAll's own in a DeliverAll), with the context of the send, which ends with the pool, too, and with
 // which it must end; several may run at a time. examples/dkim has one with nothing but the standard library.
 //
 // What it returns are whole header fields, each line ending with CRLF, or nothing: then the message goes out without. A field name is printable ASCII, a line that goes on with a field begins with
@@ -80,6 +80,8 @@ func (d *delivery) sign(ctx context.Context) error {
 	switch {
 	case errors.Is(err, ErrPermanent):
 		return &EnvelopeError{Field: "Body", Reason: "Config.Signer refuses it: " + oneLine(err.Error()), Err: &SignError{err}}
+	case err != nil && d.pool.ctx.Err() != nil:
+		return ErrClosed
 	case err != nil:
 		return &SignError{err}
 	}
@@ -108,7 +110,10 @@ func (p *Pool) askSigner(ctx context.Context, r SignRequest) (head []byte, err e
 			p.log(ctx, slog.LevelError, "Config.Signer panicked", slog.String("panic", oneLine(fmt.Sprint(v))), slog.String("stack", string(debug.Stack())))
 		}
 	}()
-	return p.signer(ctx, r)
+	open, cancel := context.WithCancelCause(ctx) // Close ends it too
+	defer cancel(nil)
+	defer context.AfterFunc(p.ctx, func() { cancel(ErrClosed) })()
+	return p.signer(open, r)
 }
 
 // checkHeader reports whether head is header fields and nothing else (RFC 5322 §2.2, RFC 6532 §3.2), so that what stands behind it is the message still.

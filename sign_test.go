@@ -361,3 +361,26 @@ func TestSignerEndsWithTheSend(t *testing.T) {
 		}
 	})
 }
+
+// Close ends a signer's work, as all that a send waits for.
+func TestSignerEndsWithThePool(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Signer = func(ctx context.Context, _ smtplb.SignRequest) ([]byte, error) {
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Minute):
+				}
+				return nil, ctx.Err()
+			}
+		})
+		defer h.close()
+		begun := time.Now()
+		time.AfterFunc(time.Second, func() { h.pool.Close() })
+		r, err := h.pool.Deliver(context.Background(), envelope("x@example.com"))
+		if took := time.Since(begun); !errors.Is(err, smtplb.ErrClosed) || took != time.Second || r.Recipients[0].Outcome != smtplb.Deferred {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}
