@@ -82,8 +82,8 @@ func TestNewConnectionsTooOften(t *testing.T) {
 		}
 		said := h.pool.Stats().Relays[0].BackOff
 		t.Logf("sent/refused by minute:%s; %s", text.String(), said)
-		// Six connections in 11 s are 33 a minute.
-		if share := float64(found) / (25 * 60.0 / 11 * 6 * 5); share < 0.75 || refused[0] > 15 || later > 29 {
+		// Six connections in 11 s are 33 a minute. Of 600 runs most used 0.94 to 0.97 of it, and eight 0.73: where by chance the trials meet the end of a period each time.
+		if share := float64(found) / (25 * 60.0 / 11 * 6 * 5); share < 0.7 || refused[0] > 15 || later > 29 {
 			t.Errorf("%.2f of what is allowed from the fifth minute on; %d refused in the first, %d later", share, refused[0], later)
 		}
 		if !strings.Contains(said, "; new connections: ") || !strings.HasSuffix(said, "/min") {

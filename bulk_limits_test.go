@@ -329,3 +329,69 @@ func TestBulkBehindResets(t *testing.T) {
 		}
 	}
 }
+
+// counting is a balancer of one relay that counts how often it is asked.
+type counting struct{ n *atomic.Int64 }
+
+func (b counting) NewPicker([]smtplb.RelayView) smtplb.Picker { return b }
+
+func (b counting) Pick(smtplb.PickInfo) int {
+	b.n.Add(1)
+	return 0
+}
+
+// Who goes on waiting when a short MaxThrottleWait or MaxWait is over doesn't look all the time: a thousand that did would be a load of a million looks a second.
+func TestShortWaitsRest(t *testing.T) {
+	t.Parallel()
+	far := smtplb.Limits{Messages: smtplb.PerSecond(1000)}
+	for name, x := range map[string]struct {
+		change  func(*smtplb.Config)
+		answers time.Duration
+		loop    bool
+	}{
+		"a connection":            {func(c *smtplb.Config) { c.Limits, c.MaxThrottleWait = far, time.Millisecond }, 5 * time.Second, false},
+		"a connection, in a loop": {func(c *smtplb.Config) { c.Limits, c.MaxThrottleWait = far, time.Millisecond }, 5 * time.Second, true},
+		"what goes at a time, a loop": {func(c *smtplb.Config) {
+			c.Limits.Concurrency, c.MaxThrottleWait, c.Relays[0].Conns.Max = 1, time.Millisecond, 3
+		}, 5 * time.Second, true},
+		"MaxWait under a limit": {func(c *smtplb.Config) {
+			c.Limits.Messages, c.MaxWait, c.Relays[0].Conns.Max = smtplb.Rate{N: 1, Per: 5 * time.Second}, time.Millisecond, 3
+		}, 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var n atomic.Int64
+				h := newHouse(t, 1, func(c *smtplb.Config) {
+					c.Balancer, c.Relays[0].Conns.Max = counting{&n}, 1
+					x.change(c)
+				})
+				defer h.close()
+				h.relays[0].On(smtptest.EndOfData).Delay(x.answers)
+				begun := time.Now()
+				if x.loop {
+					for r := range h.pool.DeliverAll(context.Background(), slices.Values([]*smtplb.Envelope{envelope("a@example.com"), envelope("b@example.com"), envelope("c@example.com")}), smtplb.Bulk{InFlight: 3}) {
+						if r.Err != nil {
+							t.Error(r.Err)
+						}
+					}
+				} else {
+					var wg sync.WaitGroup
+					for range 3 {
+						wg.Go(func() {
+							if r, err := h.pool.Deliver(context.Background(), envelope("a@example.com")); err != nil {
+								t.Errorf("%v: %v", r, err)
+							}
+						})
+					}
+					wg.Wait()
+				}
+				if took := time.Since(begun); took > 15*time.Second {
+					t.Errorf("took %v", took)
+				}
+				if looks := n.Load(); looks > 450 { // each of two that wait, ten times a second, and some
+					t.Errorf("%d looks in 15 s", looks)
+				}
+			})
+		})
+	}
+}

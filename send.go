@@ -179,7 +179,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	clear(d.denied)
 	class := d.fleet.streams[d.env.Stream]
 	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
-	d.spilled, d.frugal, d.waitUntil, d.throttleUntil = 0, false, time.Time{}, time.Time{}
+	d.spilled, d.frugal, d.waitUntil, d.throttleUntil, d.leastWait = 0, false, time.Time{}, time.Time{}, 0
 	d.unpaid = d.made == 0 || d.ownHop()
 	chanced := false // to take what a limit allowed at the last moment
 	for d.asked = false; ; {
@@ -264,9 +264,13 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 // one that needs much of what comes little by little isn't overtaken, for ever, by others that need less.
 const behindAll = 50 * 365 * 24 * time.Hour
 
+// nextWait is how long d waits at the least where it goes on after it has waited for as long as it may: a MaxThrottleWait or MaxWait of a millisecond isn't a reason to look a thousand times a second.
+const nextWait = 100 * time.Millisecond
+
 // outwaited is what becomes of d when it has waited for a limit (errThrottled), or for anything (errAllBusy), for as long as it may: nil where it goes on. chanced: it did so already to take what a limit allowed at the last moment.
 func (d *delivery) outwaited(cause error, chanced *bool) error {
 	wait := d.throttledFor()
+	d.leastWait = nextWait
 	switch {
 	case cause == errThrottled && d.patient(wait): // those before it had what there was
 		d.throttleUntil = time.Time{}
@@ -367,10 +371,10 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 	}
 	now := time.Now()
 	if d.fleet.maxWait > 0 && d.waitUntil.IsZero() {
-		d.waitUntil = now.Add(d.fleet.maxWait)
+		d.waitUntil = now.Add(max(d.fleet.maxWait, d.leastWait))
 	}
 	if throttles && d.throttleUntil.IsZero() {
-		d.throttleUntil = now.Add(most)
+		d.throttleUntil = now.Add(max(most, d.leastWait))
 	}
 	until, cause := d.waitUntil, errAllBusy
 	if throttles && (until.IsZero() || d.throttleUntil.Before(until)) {
