@@ -120,7 +120,7 @@ func (d *delivery) lease(ctx context.Context, charges []Charge, maxWait time.Dur
 	case errors.As(err, &denied):
 		return denied, nil
 	case ctx.Err() != nil:
-		return nil, contextError(ctx)
+		return nil, fmt.Errorf("waiting for the Limiter: %w", contextError(ctx))
 	case open.Err() != nil:
 		return nil, ErrClosed
 	}

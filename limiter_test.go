@@ -235,7 +235,7 @@ func TestLimiterOfWhoLeaves(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		r, err := h.pool.Deliver(ctx, envelope("y@example.com"))
-		if !errors.Is(err, context.DeadlineExceeded) || outcomes(r) != "deferred" {
+		if !errors.Is(err, context.DeadlineExceeded) || outcomes(r) != "deferred" || !strings.Contains(err.Error(), "waiting for the Limiter: ") {
 			t.Error(err)
 		}
 		wg.Wait()

@@ -190,6 +190,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 		case d.torn:
 			return permit, false, errRerouted
 		}
+		d.place.Lag = class.Lag
 		if d.fare = d.price(); d.fare != nil && d.fellows > 0 && class.Bulk { // it has what others leave, and keeps its place among its like
 			d.place.Lag = class.Lag + behindAll
 		}
