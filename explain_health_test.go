@@ -37,12 +37,11 @@ func TestExplainHealth(t *testing.T) {
 		admin("r1", smtplb.AdminMaintenance)
 		h.relays[3].Kill()
 		h.use(time.Minute)
-		synctest.Wait() // a check that is due in this instant is over
 		next := h.pool.Stats().Relays[3].NextCheck
 		e := envelope("a@example.com")
 		down := "-r3 down, next checked at " + next.Format(time.TimeOnly) + " (" + h.pool.Stats().Relays[3].Check.Error + ")"
 		h.wantPlan(e, "r2 100% | -r0 in drain | -r1 in maintenance | "+down)
-		if x := h.plan(e).Skipped[2]; !x.Until.Equal(next) || x.Failover || next.Before(time.Now()) {
+		if x := h.plan(e).Skipped[2]; !x.Until.Equal(next) || x.Failover || time.Since(next) > time.Second { // it may be due, as the clock beats once a second
 			t.Errorf("%+v, the next check is at %v", x, next)
 		}
 		admin("r2", smtplb.AdminDrain)
