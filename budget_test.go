@@ -201,7 +201,7 @@ func TestAllOpen(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		if n := int(h.pool.Stats().InFlight); n != ready {
+		if n := h.pool.Stats().InFlight; n != ready {
 			t.Errorf("%d sends go on, %d relays may be probed", n, ready)
 		}
 		wg.Wait()
