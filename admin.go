@@ -98,9 +98,8 @@ func (p *Pool) Ping(ctx context.Context) error {
 	if p == nil || p.conns == nil {
 		return errNotMade
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(p.ctx, func() { cancel(ErrClosed) })()
+	ctx, end := p.untilClosed(ctx)
+	defer end()
 	f := p.fleet.Load()
 	errs := make([]error, len(f.relays)) // in the order of Config.Relays
 	next := make(chan *relay, len(f.relays))

@@ -229,9 +229,8 @@ func (a *attempt) accepting() bool {
 
 // dial opens a connection to the attempt's relay.
 func (a *attempt) dial(ctx context.Context) *session.End {
-	ctx, cancel := context.WithCancelCause(ctx) // Close ends dialling too
-	defer cancel(nil)
-	defer context.AfterFunc(a.pool.ctx, func() { cancel(ErrClosed) })()
+	ctx, end := a.pool.untilClosed(ctx)
+	defer end()
 	a.pool.hedges.dialled()
 	a.relay.dials(a.turn)
 	return a.dialled(a.relay.dial(ctx, a.cut, a.d.total))

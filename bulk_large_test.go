@@ -132,3 +132,43 @@ func TestBulkLimiterWithoutBound(t *testing.T) {
 		})
 	}
 }
+
+// It stands behind all others for as long as there are limits: where an Update takes them away in the middle of a wait it is bulk like any other, which isn't starved.
+func TestBulkWithoutLimitsAnyMore(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		change := func(l smtplb.Limits) func(c *smtplb.Config) {
+			return func(c *smtplb.Config) {
+				c.Streams, c.Limits = newsStreams, l
+				c.Relays[0].Conns.Max, c.Relays[0].Conns.Reserved = 1, -1
+			}
+		}
+		h := newHouse(t, 1, change(smtplb.Limits{Messages: smtplb.PerSecond(1000)}))
+		defer h.close()
+		h.relays[0].On(smtptest.EndOfData).Delay(time.Second)
+		begun, updated := time.Now(), 10*time.Second
+		var wg sync.WaitGroup
+		for range 3 { // the one connection is always wanted
+			wg.Go(func() {
+				for time.Since(begun) < 30*time.Second {
+					h.sends(envelope("x@example.com"), "accepted")
+				}
+			})
+		}
+		wg.Go(func() {
+			time.Sleep(updated)
+			if err := h.pool.Update(h.config(change(smtplb.Limits{}))); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Second / 2)
+		e := envelope("y@example.com")
+		e.Stream = "news"
+		for r := range h.pool.DeliverAll(context.Background(), slices.Values([]*smtplb.Envelope{e}), smtplb.Bulk{}) {
+			if took := time.Since(begun); r.Err != nil || took < updated || took > updated+5*time.Second {
+				t.Errorf("after %v: %v", took, r.Err)
+			}
+		}
+		wg.Wait()
+	})
+}

@@ -65,7 +65,6 @@ type delivery struct {
 	tooLargeFor          int64         // and this is the SIZE that it advertised
 	throttled            bool          // a relay wanted less mail, or a limit was reached
 	throttleUntil        time.Time     // until then this turn waits for limits; zero before it waits
-	leastWait            time.Duration // in a wait of this turn, after the first
 	fellows              int           // messages of the same DeliverAll that limits may be waited for with; 0: it is of none
 	fare                 *fare         // of the next attempt; nil: it costs nothing
 	leases               []Lease       // of the Limiter, for it

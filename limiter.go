@@ -107,9 +107,8 @@ func (d *delivery) reserve(ctx context.Context) error {
 
 // lease asks the Limiter, whose denial is no error.
 func (d *delivery) lease(ctx context.Context, charges []Charge, maxWait time.Duration) (denied *ThrottledError, err error) {
-	open, cancel := context.WithCancelCause(ctx) // Close ends the wait too
-	defer cancel(nil)
-	defer context.AfterFunc(d.pool.ctx, func() { cancel(ErrClosed) })()
+	open, end := d.pool.untilClosed(ctx)
+	defer end()
 	lease, err := d.fleet.config.Limiter.Reserve(open, charges, maxWait)
 	switch {
 	case err == nil && lease == nil:

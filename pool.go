@@ -104,6 +104,16 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 	return p.Close()
 }
 
+// untilClosed is ctx, and ends with the pool, too: its cause is ErrClosed then. end is to be called when it isn't needed any more.
+func (p *Pool) untilClosed(ctx context.Context) (open context.Context, end func()) {
+	open, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.ctx, func() { cancel(ErrClosed) })
+	return open, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
 // Close closes the pool now. Sends in progress end at once: before the commit point their recipients are deferred with ErrClosed, after it their
 // outcome is unknown. It waits for the pool's own goroutines, not for those sends to return, nor for a Hooks.RelayState that is under way. It may be called again, and returns nil.
 func (p *Pool) Close() error {

@@ -179,7 +179,7 @@ func (p *Pool) turn(ctx context.Context, d *delivery) (permit breaker.Permit, ok
 	clear(d.denied)
 	class := d.fleet.streams[d.env.Stream]
 	d.place = connpool.Request{Lag: class.Lag, Bulk: class.Bulk}
-	d.spilled, d.frugal, d.waitUntil, d.throttleUntil, d.leastWait = 0, false, time.Time{}, time.Time{}, 0
+	d.spilled, d.frugal, d.waitUntil, d.throttleUntil = 0, false, time.Time{}, time.Time{}
 	d.unpaid = d.made == 0 || d.ownHop()
 	chanced := false // to take what a limit allowed at the last moment
 	for d.asked = false; ; {
@@ -270,19 +270,18 @@ const nextWait = 100 * time.Millisecond
 
 // outwaited is what becomes of d when it has waited for a limit (errThrottled), or for anything (errAllBusy), for as long as it may: nil where it goes on. chanced: it did so already to take what a limit allowed at the last moment.
 func (d *delivery) outwaited(cause error, chanced *bool) error {
-	wait := d.throttledFor()
-	d.leastWait = nextWait
+	wait, now := d.throttledFor(), time.Now()
 	switch {
 	case cause == errThrottled && d.patient(wait): // those before it had what there was
-		d.throttleUntil = time.Time{}
+		d.throttleUntil = now.Add(max(d.fleet.maxThrottle, nextWait))
 	case cause == errAllBusy && d.patient(wait) && (wait > 0 || !d.crowded()): // it wasn't a connection that it waited for
-		d.waitUntil = time.Time{}
+		d.waitUntil = now.Add(max(d.fleet.maxWait, nextWait))
 	case wait > 0 || *chanced:
 		return d.overLimit(wait)
 	case cause == errAllBusy:
 		return cause
 	case d.crowded(): // it is connections that it waits for
-		d.throttleUntil = time.Time{}
+		d.throttleUntil = now.Add(max(d.fleet.maxThrottle, nextWait))
 	default: // just now there is something
 		*chanced = true
 	}
@@ -365,17 +364,16 @@ func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
 	if !preferred {
 		d.hope(last)
 	}
-	most := d.fleet.maxThrottle
-	throttles := d.fare != nil && most >= 0
+	throttles := d.fare != nil && d.fleet.maxThrottle >= 0
 	if !preferred && d.fleet.maxWait == 0 && !throttles {
 		return d.queue(ctx)
 	}
 	now := time.Now()
 	if d.fleet.maxWait > 0 && d.waitUntil.IsZero() {
-		d.waitUntil = now.Add(max(d.fleet.maxWait, d.leastWait))
+		d.waitUntil = now.Add(d.fleet.maxWait)
 	}
 	if throttles && d.throttleUntil.IsZero() {
-		d.throttleUntil = now.Add(max(most, d.leastWait))
+		d.throttleUntil = now.Add(d.fleet.maxThrottle)
 	}
 	until, cause := d.waitUntil, errAllBusy
 	if throttles && (until.IsZero() || d.throttleUntil.Before(until)) {

@@ -110,9 +110,8 @@ func (p *Pool) askSigner(ctx context.Context, r SignRequest) (head []byte, err e
 			p.log(ctx, slog.LevelError, "Config.Signer panicked", slog.String("panic", oneLine(fmt.Sprint(v))), slog.String("stack", string(debug.Stack())))
 		}
 	}()
-	open, cancel := context.WithCancelCause(ctx) // Close ends it too
-	defer cancel(nil)
-	defer context.AfterFunc(p.ctx, func() { cancel(ErrClosed) })()
+	open, end := p.untilClosed(ctx)
+	defer end()
 	return p.signer(open, r)
 }
 

@@ -100,6 +100,37 @@ func TestDial(t *testing.T) {
 	wantErr(t, err, "dial", context.Canceled)
 }
 
+// What is set before the other end is there holds from the first byte on.
+func TestDialPrepares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		l, err := n.Listen("relay.test:25")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			s, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			s.Write([]byte("220 relay.test"))
+		}()
+		c, err := n.Dial(t.Context(), "relay.test:25", func(c *memnet.Conn) {
+			synctest.Wait() // as long as a server that has its end takes to greet
+			c.CutReadAfter(4)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got, err := io.ReadAll(c); string(got) != "220 " || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+}
+
 func TestListenPortZero(t *testing.T) {
 	n := memnet.New()
 	a, err := n.Listen("relay.test:0")
