@@ -38,9 +38,11 @@ type warmSpan struct {
 // warmRecipient is a recipient who is accepted, or may be, by a relay that was chosen then.
 type warmRecipient struct {
 	at      time.Time
-	message int  // the receipt's number
+	first   time.Time // it may have been that early, as more than one attempt can have been the one
+	message int       // the receipt's number
 	ambig   bool // paid some time before: it rode
 	gmail   bool
+	receipt *smtplb.Receipt
 }
 
 // lateStart is how much longer than its choice the start of an attempt may lie behind: a message that rides has its relay as soon as it boards, and an attempt when the message before has ended.
@@ -179,20 +181,23 @@ func (p *policy) spend(s *chaosSend, number int) {
 		if x.Outcome != smtplb.Accepted && x.Outcome != smtplb.Unknown {
 			continue
 		}
-		var last *smtplb.Attempt
+		var first, last *smtplb.Attempt
 		ambig := false
 		for i := range s.receipt.Attempts {
 			a := &s.receipt.Attempts[i]
-			if a.Relay != x.Relay || a.Hedged && a.Err == nil {
-				continue
+			if a.Relay != x.Relay || a.Hedged && a.Err == nil || x.Outcome == smtplb.Accepted && a.Accepted == 0 {
+				continue // another attempt at the same relay is for those whom this one has deferred
 			}
 			ambig = ambig || a.Rode || last != nil && !midnight(last.Start).Equal(midnight(a.Start)) // which of them it was isn't certain
+			if first == nil || a.Start.Before(first.Start) {
+				first = a
+			}
 			if last == nil || a.Start.After(last.Start) {
 				last = a
 			}
 		}
 		if last != nil {
-			p.spent[x.Relay] = append(p.spent[x.Relay], warmRecipient{last.Start, number, ambig, strings.HasSuffix(x.Addr, "@gmail.com")})
+			p.spent[x.Relay] = append(p.spent[x.Relay], warmRecipient{last.Start, first.Start, number, ambig, strings.HasSuffix(x.Addr, "@gmail.com"), s.receipt})
 		}
 	}
 }
@@ -215,9 +220,9 @@ func (c *endurance) kept() {
 		slices.SortFunc(list, func(a, b warmRecipient) int { return a.at.Compare(b.at) })
 		var day *warmDay
 		var begun time.Time
-		for _, x := range list {
+		for i, x := range list {
 			now, most, gmailMost := p.at(name, x.at)
-			if now == nil || x.ambig && x.at.Sub(midnight(x.at)) < lateStart {
+			if before, _, _ := p.at(name, x.first); now == nil || before == nil || x.ambig && x.at.Sub(midnight(x.at)) < lateStart {
 				continue
 			}
 			if day == nil || begun != midnight(x.at) {
@@ -234,6 +239,9 @@ func (c *endurance) kept() {
 			gone := min(1, (x.at.Sub(begun)+time.Hour).Hours()/24)
 			if float64(day.all) > gone*float64(most)+1e-6 || float64(day.gmail) > gone*float64(gmailMost)+1e-6 {
 				c.Errorf("%s, which warms up: by %v it had %d of the day's %d, of which %d of %d for Gmail; now it has %+v", name, x.at.UTC(), day.all, most, day.gmail, gmailMost, *now)
+				for _, y := range list[max(0, i-9) : i+1] {
+					c.Logf("%+v: %+v, %+v", y.at.Sub(c.start), y.receipt.Recipients, y.receipt.Attempts)
+				}
 				break
 			}
 		}
