@@ -3,6 +3,7 @@ package smtplb_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -374,4 +375,32 @@ func TestWarmupSaysWhy(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A cap that an Update brings isn't given what was taken before there was one: neither more mail than it allows, nor a pool that stands still, may come of that.
+func TestWarmupUpdateMeanwhile(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) { warmCurve(c, 2400) })
+		defer h.close()
+		time.Sleep(12 * time.Hour)
+		h.sends(envelope("x@example.com"), "accepted") // there is a lease now, and a connection
+		var to []string
+		for i := range 50 {
+			to = append(to, fmt.Sprintf("x%d@gmail.com", i))
+		}
+		h.relays[0].On(smtptest.Rcpt).Times(len(to)).Delay(time.Second).Reply(550, "5.1.1 no such user")
+		done := h.async(context.Background(), envelope(to...))
+		time.Sleep(500 * time.Millisecond)
+		h.update(h.config(func(c *smtplb.Config) {
+			warmCurve(c, 2400)
+			c.Relays[0].Warmup.PerProvider = map[string][]int{"gmail": {24}}
+		}))
+		if r := <-done; r.Receipt.Count(smtplb.Failed) != len(to) {
+			t.Error(r.Err)
+		}
+		h.sends(envelope("x@gmail.com"), "accepted")
+		h.sends(envelope("x@gmail.com"), "deferred") // the next in a quarter of an hour
+		h.sends(envelope("x@example.com"), "accepted")
+	})
 }

@@ -97,10 +97,9 @@ type Draft struct {
 
 // Taken is what Take gave. The zero value is nothing.
 type Taken struct {
-	day      Date
-	provider string
-	n        int
-	counted  bool
+	day   Date
+	n     int
+	books [2]*book // that it was taken from: what is given back to another one, which there may be since, would be more than its cap
 }
 
 // N is how much it is, without what was given back.
@@ -175,14 +174,17 @@ func (s *Schedule) takeLocked(t int64, provider string, n int) Taken {
 		s.news[s.date] = x
 	}
 	p := s.providers[provider]
-	if s.relay.limit == 0 && (p == nil || p.limit == 0) {
+	x := Taken{day: s.date, n: n}
+	for i, b := range [...]*book{&s.relay, p} {
+		if b != nil && b.limit > 0 {
+			b.take(t, n)
+			x.books[i] = b
+		}
+	}
+	if x.books == [2]*book{} {
 		return Taken{}
 	}
-	s.relay.take(t, n)
-	if p != nil {
-		p.take(t, n)
-	}
-	return Taken{s.date, provider, n, true}
+	return x
 }
 
 // Share is what is for one provider, or for none (""), of something that is taken as a whole.
@@ -218,16 +220,17 @@ func (s *Schedule) Return(x *Taken, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n = min(n, x.n)
-	if n <= 0 || !x.counted {
+	if n <= 0 {
 		return
 	}
 	x.n -= n
 	if x.day != s.date || s.released {
 		return
 	}
-	s.relay.giveBack(n)
-	if p := s.providers[x.provider]; p != nil {
-		p.giveBack(n)
+	for _, b := range x.books {
+		if b != nil {
+			b.giveBack(n)
+		}
 	}
 }
 
@@ -545,10 +548,8 @@ func (b *book) lacks(n int) bool {
 }
 
 func (b *book) take(t int64, n int) {
-	if b.limit > 0 {
-		b.left -= n
-		b.full = max(b.full, t) + b.cost(n)
-	}
+	b.left -= n
+	b.full = max(b.full, t) + b.cost(n)
 }
 
 func (b *book) giveBack(n int) {
