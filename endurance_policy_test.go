@@ -209,6 +209,7 @@ func midnight(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 type warmDay struct {
 	all, gmail int
 	messages   map[int]bool // whose recipients are counted already
+	gmails     map[int]bool // of them, those that are for gmail
 }
 
 // kept checks that no relay got more than its warm-up allowed: not in a day, and not in the part of one that had gone by.
@@ -226,16 +227,17 @@ func (c *endurance) kept() {
 				continue
 			}
 			if day == nil || begun != midnight(x.at) {
-				day, begun = &warmDay{messages: map[int]bool{}}, midnight(x.at)
+				day, begun = &warmDay{messages: map[int]bool{}, gmails: map[int]bool{}}, midnight(x.at)
 				c.happened("%s warms up on %v, by %+v", name, begun.Format(time.DateOnly), *now)
 			}
 			if now.Unit == smtplb.WarmupRecipients || !day.messages[x.message] {
 				day.all++
 			}
 			day.messages[x.message] = true
-			if x.gmail && now.Unit == smtplb.WarmupRecipients {
+			if x.gmail && (now.Unit == smtplb.WarmupRecipients || !day.gmails[x.message]) {
 				day.gmail++
 			}
+			day.gmails[x.message] = day.gmails[x.message] || x.gmail
 			gone := min(1, (x.at.Sub(begun)+time.Hour).Hours()/24)
 			if float64(day.all) > gone*float64(most)+1e-6 || float64(day.gmail) > gone*float64(gmailMost)+1e-6 {
 				c.Errorf("%s, which warms up: by %v it had %d of the day's %d, of which %d of %d for Gmail; now it has %+v", name, x.at.UTC(), day.all, most, day.gmail, gmailMost, *now)

@@ -27,7 +27,6 @@ type fare struct {
 	sender               string      // of PerSender; "": there is none
 	mailboxes            []*provider // of the recipients, where somebody asks for them
 	each                 []int       // recipients of each of these
-	known                int         // their sum
 	short                atomic.Bool // it could not be paid whole
 	warm                 []warmed    // what is taken of warm-ups now; guarded by the lock of Pool.conns
 	strained             []strained  // what is paid of relays that are held back; likewise
@@ -89,7 +88,6 @@ func (f *fare) mailbox(p *provider) {
 		f.mailboxes, f.each = append(f.mailboxes, p), append(f.each, 0)
 	}
 	f.each[i]++
-	f.known++
 }
 
 func (f *fare) add(m *meter, recipients int) {

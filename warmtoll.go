@@ -29,14 +29,17 @@ type warmed struct {
 	taken []warmup.Taken
 }
 
-// shares are the recipients of a fare by provider, as a warm-up counts them.
+// shares are what a fare is for the relay's and the providers' caps, as a warm-up counts it.
 func (f *fare) shares(w *Warmup) []warmup.Share {
-	if w.Unit == WarmupMessages || len(w.PerProvider) == 0 {
-		provider := ""
-		if len(f.mailboxes) == 1 && f.known == f.recipients {
-			provider = f.mailboxes[0].Name
+	switch {
+	case len(w.PerProvider) == 0:
+		return []warmup.Share{{N: w.count(f.recipients)}}
+	case w.Unit == WarmupMessages: // one, and one for each provider that it is for
+		list := append(make([]warmup.Share, 0, len(f.mailboxes)+1), warmup.Share{N: w.count(f.recipients)})
+		for _, p := range f.mailboxes {
+			list = append(list, warmup.Share{Provider: p.Name, N: 1, Within: true})
 		}
-		return []warmup.Share{{Provider: provider, N: w.count(f.recipients)}}
+		return list
 	}
 	list, rest := make([]warmup.Share, 0, len(f.mailboxes)+1), f.recipients
 	for i, p := range f.mailboxes {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -403,4 +404,41 @@ func TestWarmupUpdateMeanwhile(t *testing.T) {
 		h.sends(envelope("x@gmail.com"), "deferred") // the next in a quarter of an hour
 		h.sends(envelope("x@example.com"), "accepted")
 	})
+}
+
+// A message that is for a provider among others counts for its cap, whatever is counted.
+func TestWarmupMixed(t *testing.T) {
+	t.Parallel()
+	for _, unit := range []smtplb.WarmupUnit{smtplb.WarmupRecipients, smtplb.WarmupMessages} {
+		t.Run(unit.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				h := newHouse(t, 2, func(c *smtplb.Config) {
+					c.Relays[1].Tier = 1
+					c.Relays[0].Warmup = smtplb.Warmup{Curve: []int{2400}, PerProvider: map[string][]int{"gmail": {24}, "yahoo": {24}}, Unit: unit}
+				})
+				defer h.close()
+				var first []int
+				for range 3 {
+					r, err := h.pool.Deliver(context.Background(), envelope("x@gmail.com", "y@example.com", "z@yahoo.com"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					first = append(first, len(h.relays[0].Messages()))
+					if len(r.Attempts) != 1 {
+						t.Error(r)
+					}
+				}
+				if want := []int{1, 1, 1}; !slices.Equal(first, want) {
+					t.Errorf("the relay that warms up had %v messages, not %v: one an hour is gmail's", first, want)
+				}
+				want := 3
+				if unit == smtplb.WarmupMessages {
+					want = 1
+				}
+				if used := h.pool.Stats().Relays[0].Warmup.Used; used != want {
+					t.Errorf("%d %s are used, not %d", used, unit, want)
+				}
+			})
+		})
+	}
 }

@@ -29,7 +29,7 @@ type Warmup struct {
 	Start time.Time
 	// Curve are the caps of the stages, each at least as large as the one before. Default: SparkPostCurve(). A relay that has some stages behind it elsewhere gets a part: SparkPostCurve()[2:].
 	Curve []int
-	// PerProvider are caps for single mailbox providers, by their names, in addition to those of the Curve: of the relay's mail only so much goes to that provider. The stage is the relay's; after the last of the provider's it has no cap of its own.
+	// PerProvider are caps for single mailbox providers, by their names, in addition to those of the Curve: of the relay's mail only so much goes to that provider. A message that is for several of them counts for each, with WarmupMessages too. The stage is the relay's; after the last of the provider's it has no cap of its own.
 	PerProvider map[string][]int
 	// Unit is what is counted. Default: WarmupRecipients.
 	Unit WarmupUnit

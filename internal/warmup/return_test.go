@@ -49,3 +49,32 @@ func TestReturnToAnotherCap(t *testing.T) {
 		})
 	}
 }
+
+// A share within another counts for its provider's cap alone, and goes back there alone.
+func TestShareWithin(t *testing.T) {
+	d, p := &disk{}, start(warmup.Config{Curve: []int{240}, PerProvider: map[string][]int{"gmail": {24}}}, "a")
+	shares := []warmup.Share{{N: 1}, {Provider: "gmail", N: 1, Within: true}}
+	for range 3 {
+		p.WaitAll(monday, shares)
+		p.sync(t, d, monday)
+		if wait := p.WaitAll(monday, shares); wait != 0 {
+			t.Fatal(wait)
+		}
+		taken, ok := p.TakeAll(monday, shares)
+		if !ok || p.Today(monday).Used != 1 {
+			t.Fatalf("%v: %+v", ok, p.Today(monday))
+		}
+		if wait, bound := p.WaitAll(monday, shares), p.Bound(monday, shares); wait != time.Hour || bound.Provider != "gmail" {
+			t.Errorf("the next after %v: %+v", wait, bound)
+		}
+		if wait := p.WaitAll(monday, shares[:1]); wait != 0 {
+			t.Errorf("for others after %v", wait)
+		}
+		for i := range taken {
+			p.Return(&taken[i], taken[i].N())
+		}
+		if used := p.Today(monday).Used; used != 0 {
+			t.Errorf("%d are used", used)
+		}
+	}
+}

@@ -160,11 +160,12 @@ func (s *Schedule) Take(now time.Time, provider string, n int) (Taken, bool) {
 	if s.waitLocked(t, provider, n) != 0 {
 		return Taken{}, false
 	}
-	return s.takeLocked(t, provider, n), true
+	return s.takeLocked(t, Share{Provider: provider, N: n}), true
 }
 
 // takeLocked takes what waitLocked has allowed.
-func (s *Schedule) takeLocked(t int64, provider string, n int) Taken {
+func (s *Schedule) takeLocked(t int64, share Share) Taken {
+	n := share.N
 	if n <= 0 {
 		return Taken{}
 	}
@@ -173,10 +174,9 @@ func (s *Schedule) takeLocked(t int64, provider string, n int) Taken {
 		x.used = true
 		s.news[s.date] = x
 	}
-	p := s.providers[provider]
 	x := Taken{day: s.date, n: n}
-	for i, b := range [...]*book{&s.relay, p} {
-		if b != nil && b.limit > 0 {
+	for i, b := range [...]*book{&s.relay, s.providers[share.Provider]} {
+		if b != nil && b.limit > 0 && !(share.Within && b == &s.relay) {
 			b.take(t, n)
 			x.books[i] = b
 		}
@@ -191,6 +191,17 @@ func (s *Schedule) takeLocked(t int64, provider string, n int) Taken {
 type Share struct {
 	Provider string
 	N        int
+	Within   bool // for the relay it is in another share already
+}
+
+// total is what shares are for the relay.
+func total(shares []Share) (n int) {
+	for _, x := range shares {
+		if !x.Within {
+			n += x.N
+		}
+	}
+	return n
 }
 
 // WaitAll is Wait for several shares together.
@@ -210,7 +221,7 @@ func (s *Schedule) TakeAll(now time.Time, shares []Share) ([]Taken, bool) {
 	}
 	list := make([]Taken, len(shares))
 	for i, x := range shares {
-		list[i] = s.takeLocked(t, x.Provider, x.N)
+		list[i] = s.takeLocked(t, x)
 	}
 	return list, true
 }
@@ -306,16 +317,13 @@ func (s *Schedule) Bound(now time.Time, shares []Share) (x Bound) {
 	if !s.known || s.cfg.Start != 0 && s.date < s.cfg.Start || !s.refreshLocked() {
 		return Bound{}
 	}
-	longest, sum := time.Duration(0), 0
+	longest := time.Duration(0)
 	look := func(b *book, provider string, n int) {
 		if wait := b.wait(t, s.date, n); n > 0 && wait > longest {
 			longest, x = wait, Bound{provider, b.why(t, s.date, n), n, min(b.used(), b.limit), b.byNow(t, s.date), b.limit}
 		}
 	}
-	for _, y := range shares {
-		sum += y.N
-	}
-	look(&s.relay, "", sum)
+	look(&s.relay, "", total(shares))
 	for _, y := range shares {
 		if p := s.providers[y.Provider]; p != nil {
 			look(p, y.Provider, y.N)
@@ -391,11 +399,7 @@ func (s *Schedule) mergedLocked() *Record {
 
 // waitAllLocked is waitLocked for several shares together: the relay's books are asked for their sum.
 func (s *Schedule) waitAllLocked(t int64, shares []Share) time.Duration {
-	sum := 0
-	for _, x := range shares {
-		sum += x.N
-	}
-	wait := s.waitLocked(t, "", sum)
+	wait := s.waitLocked(t, "", total(shares))
 	for _, x := range shares {
 		p := s.providers[x.Provider]
 		switch {
