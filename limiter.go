@@ -18,6 +18,9 @@ import (
 // The pool asks it in the send's goroutine, with none of its locks held: before the send waits for a connection, for everything that no relay is part of; and when it has one, for the relay, with a maxWait of 0. What was
 // reserved is returned where the wait, or the attempt, ends before the relay may have got the message, and committed otherwise. Concurrency is the pool's own. With a Limiter, connections
 // are not raced: what the second relay would cost isn't reserved.
+//
+// A Limiter knows nothing of Streams: what a DeliverAll has in flight has asked it before whatever comes later, a password reset for instance, which then waits for all of that, or is denied. Where other mail goes by the same limits, set Bulk.InFlight to
+// what they allow in a second or two.
 type Limiter interface {
 	// Reserve takes all the charges, or none of them. Where they are not there it waits, for maxWait at the most (negative: as long as ctx lasts), and ends with ctx: the send's, which ends with the pool, too, and is not to be used after Reserve has returned.
 	//
@@ -116,7 +119,9 @@ func (d *delivery) lease(ctx context.Context, charges []Charge, maxWait time.Dur
 	case err == nil:
 		d.leases = append(d.leases, lease)
 		return nil, nil
-	case errors.As(err, &denied):
+	case errors.As(err, &denied) && denied == nil: // a variable of that type that nothing was assigned to: as an error it isn't nil
+		return nil, errLimiter(errNilDenial)
+	case denied != nil:
 		return denied, nil
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("waiting for the Limiter: %w", contextError(ctx))
@@ -213,7 +218,10 @@ func (d *delivery) commitLeases() {
 	}
 }
 
-var errNoLease = errors.New("it returned neither a Lease nor an error")
+var (
+	errNoLease   = errors.New("it returned neither a Lease nor an error")
+	errNilDenial = errors.New("its error is a *ThrottledError that is nil")
+)
 
 // errLimiter hides what a Limiter's error matches: it must not look like what a relay said.
 func errLimiter(err error) error {

@@ -193,6 +193,21 @@ func TestLimiterSaysNo(t *testing.T) {
 				t.Errorf("%v", ended)
 			}
 
+			// A denial that is nil is no leave to send.
+			l.reserve = func(_ int, charges []smtplb.Charge, _ time.Duration) error {
+				var denied *smtplb.ThrottledError
+				if charges[0].Scope == scope {
+					return denied
+				}
+				return nil
+			}
+			if err := h.sends(e, "deferred"); !errors.Is(err, smtplb.ErrThrottled) || !strings.Contains(err.Error(), "*ThrottledError that is nil") {
+				t.Error(err)
+			}
+			if _, ended := l.take(); scope == "relay" && !slices.Equal(ended, []string{"return 1"}) {
+				t.Errorf("%v", ended)
+			}
+
 			// A panic is the caller's, and leaves nothing behind.
 			l.reserve = func(_ int, charges []smtplb.Charge, _ time.Duration) error {
 				if charges[0].Scope == scope {

@@ -91,7 +91,7 @@ func (r Rate) bucket() throttle.Rate {
 //
 // A message to more recipients than Recipients.Burst waits until the whole burst is there, and uses up in advance what it needs beyond. Limits are those of one Pool, unless Config.Limiter shares them with others.
 type Limits struct {
-	Messages    Rate // transactions; each takes up to 100 recipients
+	Messages    Rate // transactions, of up to 100 recipients each; a Relay that takes fewer in one (Profile.MaxRecipients) counts what it gets, the others don't know of that
 	Recipients  Rate // most quotas of services count these
 	Connections Rate // that are opened; of a Relay only
 	Concurrency int  // messages that are being handed over; not of a Relay, which has Conns.Max, and not of Config.PerSender. 0: no limit, negative is an error

@@ -50,7 +50,8 @@ const defaultAttempts = 3
 // A message whose recipients leave by the groups of several Routes is sent to each group apart, at the same time, in a goroutine for each (Dial, Auth and Hooks are called there), and the Receipt has what became of each recipient, in the envelope's order. With
 // Envelope.RequireAll it goes in one piece to a relay that is in all of these groups; it is an error if there is none.
 type Route struct {
-	// Name says which route is meant in errors and plans. Default: its place in Config.Routes: "Routes[2]".
+	// Name says which route is meant in errors and plans. Default: its place in Config.Routes: "Routes[2]". What was used of Limits goes by it, also over an Update: a Route that has some needs a name of its own where its place may be another then, or
+	// in another process that asks the same Limiter.
 	Name string
 	// Recipients are patterns of recipients: "example.com" (everybody in that domain), "*.example.com" (in all its subdomains, however deep, but not in the domain itself), "*" (everybody), or an
 	// address, "user@example.com". Case doesn't matter in domains, and internationalised names match in both their forms. nil: everybody.

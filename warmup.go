@@ -16,7 +16,7 @@ import (
 // quarter of an hour later. What goes to a relay is counted when the relay is chosen, and given back when it certainly didn't get it; a recipient whose outcome is Unknown counts. The cap is never exceeded.
 //
 // After the last stage there is no cap any more. After more than 30 days without mail the warm-up begins again, as mailbox providers have forgotten the relay (SendGrid: "if you haven't sent on it in more than 30 days"). A
-// day on which the relay was asked to slow down holds its stage: the next day has the same.
+// day on which refusals brought the relay into back-off mode (three throttles within five minutes, say, see RuleBackOff) holds its stage: the next day has the same.
 //
 // What was sent is kept in the Store. A restart goes on where the process ended: it is lost without Shutdown, then at most a twenty-fourth of the day's cap (or one message, if that is more) counts as sent that wasn't, and as sent at once. Processes that share a Store share the cap.
 // A Store that fails or is slow holds nothing up: the relay sends what it was granted before, a twenty-fourth of the cap at the most, and then counts as having no more for now.
