@@ -359,6 +359,9 @@ func (r *standing) giveBack(t *connpool.Turn[*session.Conn], permit *breaker.Per
 
 // wait waits in the queue for d.turn: for a preferred relay alone for maxPreferWait only, and in one turn for Config.MaxWait altogether. last is the last tier in d.lanes.
 func (p *Pool) wait(ctx context.Context, d *delivery, last *tier) error {
+	if len(d.fleet.warming) > 0 {
+		p.stoke(d.fleet, time.Now()) // only now the warm-ups know what is wanted of them
+	}
 	r := d.fleet.byName[d.prefer]
 	preferred := r != nil && d.lanes.Has(r.member) && d.lanes.Count() == 1
 	if !preferred {

@@ -442,3 +442,31 @@ func TestWarmupMixed(t *testing.T) {
 		})
 	}
 }
+
+// The first message of a day, or one that needs more than is at hand, waits for the Store and not for the pool's clock.
+func TestWarmupAsksAtOnce(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) { warmCurve(c, 2400, 4800, 9600) })
+		defer h.close()
+		takes := func(to ...string) {
+			t.Helper()
+			begun := time.Now()
+			h.sends(envelope(to...), strings.TrimSuffix(strings.Repeat("accepted ", len(to)), " "))
+			if took := time.Since(begun); took > 100*time.Millisecond {
+				t.Errorf("%d recipients after %v", len(to), took)
+			}
+		}
+		var many []string
+		for i := range 150 {
+			many = append(many, fmt.Sprintf("x%d@example.com", i))
+		}
+		for range 3 {
+			time.Sleep(300 * time.Millisecond)
+			takes("x@example.com")
+			time.Sleep(12 * time.Hour)
+			takes(many...)
+			time.Sleep(12*time.Hour - time.Second)
+		}
+	})
+}
