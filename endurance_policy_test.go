@@ -40,7 +40,7 @@ type warmRecipient struct {
 	at      time.Time
 	first   time.Time // it may have been that early, as more than one attempt can have been the one
 	message int       // the receipt's number
-	ambig   bool // paid some time before: it rode
+	ambig   bool      // paid some time before: it rode
 	gmail   bool
 	receipt *smtplb.Receipt
 }
