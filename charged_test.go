@@ -104,7 +104,7 @@ func TestWhatAMessageIsCharged(t *testing.T) {
 			"pool 1/3, provider corp 1/2, provider gmail 1/1, relay r0 1/3, route c 1/2, route g 1/1, sender example.com 1/3, stream news 1/3"},
 		{"in one piece", slices.Concat(many(1, "gmail.com"), []string{"gone@corp.example"}, many(149, "corp.example")), true, nil,
 			"pool 2/150, provider corp 2/149, provider gmail 1/1, relay r0 2/150, route c 2/149, route g 1/1, sender example.com 2/150, stream news 2/150", ""},
-		{"nothing", many(2, "gmail.com"), false, func(h *house) {
+		{"nothing", many(100, "gmail.com"), false, func(h *house) {
 			h.relays[0].On(smtptest.Mail).Reply(451, "4.3.0 not now")
 			h.relays[1].On(smtptest.Data).Drop()
 		}, "", ""},

@@ -31,6 +31,26 @@ func TestLongestLimitIsNamed(t *testing.T) {
 		{"the same of the pool", func(c *smtplb.Config) {
 			c.Limits = smtplb.Limits{Messages: smtplb.Rate{N: 1, Per: time.Minute, Burst: 1}, Recipients: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}
 		}, "pool", "", "pool: over its limit of 1/day, burst 1 recipients", 24 * time.Hour},
+		{"a day's messages before a minute's recipients", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Recipients: smtplb.Rate{N: 1, Per: time.Minute, Burst: 1}, Messages: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}
+		}, "relay", "r0", "relay r0: over its limit of 1/day, burst 1 messages", 24 * time.Hour},
+		{"a stream before the pool", func(c *smtplb.Config) {
+			c.Streams = []smtplb.Stream{{Name: "s", Limits: smtplb.Limits{Messages: hourly(2)}}}
+			c.Limits.Messages = hourly(60)
+		}, "stream", "s", "stream s: over its limit of 2/h", 30 * time.Minute},
+		{"the pool before the sender", func(c *smtplb.Config) {
+			c.Limits.Messages, c.PerSender.Messages = hourly(2), hourly(60)
+		}, "pool", "", "pool: over its limit of 2/h", 30 * time.Minute},
+		{"the pool before a relay", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Limits.Messages, c.Relays[0].Limits.Messages = hourly(2), hourly(60)
+		}, "pool", "", "pool: over its limit of 2/h", 30 * time.Minute},
+		{"messages before new connections", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Messages: hourly(2), Connections: hourly(60)}
+			c.Relays[0].Conns.MaxMessages = 1
+		}, "relay", "r0", "relay r0: over its limit of 2/h, burst 1 messages", 30 * time.Minute},
 		{"the pool behind a stream", func(c *smtplb.Config) {
 			c.Streams = []smtplb.Stream{{Name: "s", Limits: smtplb.Limits{Messages: hourly(60)}}}
 			c.Limits.Messages = hourly(2)
