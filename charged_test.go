@@ -24,6 +24,12 @@ func (l *ledger) add(charges []smtplb.Charge, sign int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range charges {
+		if c.Rate.N <= 0 || c.Rate.Per <= 0 || c.Rate.Burst < 1 {
+			panic(fmt.Sprintf("a charge without its defaults: %+v", c))
+		}
+		if c.Unit == smtplb.Connections {
+			continue
+		}
 		name := strings.TrimSpace(c.Scope + " " + c.Key)
 		if l.sums[name] == nil {
 			l.sums[name] = new([2]int)
@@ -70,6 +76,7 @@ func boundEverywhere(c *smtplb.Config) {
 	}
 	for i := range c.Relays {
 		c.Relays[i].Limits = l
+		c.Relays[i].Limits.Connections = smtplb.PerSecond(1000)
 	}
 	c.Relays[1].Profile = smtplb.Profile{Name: "small", MaxRecipients: 50}
 }

@@ -35,6 +35,7 @@ func TestGivenBackIsTakenAtOnce(t *testing.T) {
 		{"sender", func(c *smtplb.Config) { c.PerSender = slow }, 451},
 		{"sender's recipients", func(c *smtplb.Config) { c.PerSender.Recipients = slow.Messages }, 451},
 		{"at a time", func(c *smtplb.Config) { c.Limits.Concurrency = 1 }, 250},
+		{"at a time, with a Limiter", func(c *smtplb.Config) { c.Limits.Concurrency, c.Limiter = 1, smtplb.LocalLimiter() }, 250},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -85,7 +86,12 @@ func TestWhoLeavesKeepsNobody(t *testing.T) {
 				first := h.async(ctx, ten)
 				time.Sleep(time.Second)
 				second := h.async(t.Context(), envelope("x@b.example"))
-				time.Sleep(4500 * time.Millisecond)
+				gone, leave := context.WithCancel(t.Context())
+				time.AfterFunc(time.Second, leave)
+				if r, err := h.pool.Deliver(gone, envelope("y@b.example")); !errors.Is(err, context.Canceled) { // that changes nothing
+					t.Errorf("%v: %v", r, err)
+				}
+				time.Sleep(3500 * time.Millisecond)
 				synctest.Wait()
 				select {
 				case x := <-second:
@@ -193,7 +199,11 @@ func TestDenialEndsWithAnUpdate(t *testing.T) {
 		h.sends(envelope("x@example.com"), "deferred")
 		l.reserve = nil
 		l.take()
-		h.sends(envelope("x@example.com"), "deferred")
+		err := h.sends(envelope("x@example.com"), "deferred")
+		var te *smtplb.ThrottledError
+		if !errors.As(err, &te) || te.Key != "r0" || te.RetryAfter < 599*time.Second || !strings.Contains(te.Reason, "the Limiter has no room for it") {
+			t.Errorf("%v: %+v", err, te)
+		}
 		if calls, _ := l.take(); len(calls) != 0 {
 			t.Errorf("it was asked again: %v", calls)
 		}
@@ -268,6 +278,82 @@ func TestBothOfARaceAreCharged(t *testing.T) {
 		h.quiet()
 		if got := strings.Join(h.pool.Used(), ", "); got != "pool 1/0, relay r1 1/0" {
 			t.Errorf("after it: %s", got)
+		}
+	})
+}
+
+// A relay that takes fewer recipients at a time than was reckoned with is charged for the transactions that there are.
+func TestMoreTransactionsAreCharged(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 1, func(c *smtplb.Config) {
+			c.Relays[0].Limits.Messages = smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 100}
+		}, smtptest.WithMaxRecipients(2))
+		defer h.close()
+		h.sends(envelope("a@example.com", "b@example.com", "c@example.com", "d@example.com", "e@example.com"), "accepted accepted accepted accepted accepted")
+		if got := h.pool.Used(); !slices.Equal(got, []string{"relay r0 3/0"}) || len(h.relays[0].Messages()) != 3 {
+			t.Errorf("%v, for %d transactions", got, len(h.relays[0].Messages()))
+		}
+	})
+}
+
+// An Update makes any limit wider that is reached.
+func TestUpdateWidensEachLimit(t *testing.T) {
+	t.Parallel()
+	for name, set := range map[string]func(c *smtplb.Config, r smtplb.Rate){
+		"pool's messages":     func(c *smtplb.Config, r smtplb.Rate) { c.Limits.Messages = r },
+		"pool's recipients":   func(c *smtplb.Config, r smtplb.Rate) { c.Limits.Recipients = r },
+		"sender's messages":   func(c *smtplb.Config, r smtplb.Rate) { c.PerSender.Messages = r },
+		"sender's recipients": func(c *smtplb.Config, r smtplb.Rate) { c.PerSender.Recipients = r },
+		"relay's messages":    func(c *smtplb.Config, r smtplb.Rate) { c.Relays[0].Limits.Messages = r },
+		"relay's recipients":  func(c *smtplb.Config, r smtplb.Rate) { c.Relays[0].Limits.Recipients = r },
+		"relay's connections": func(c *smtplb.Config, r smtplb.Rate) { c.Relays[0].Limits.Connections = r },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var config smtplb.Config
+				h := newHouse(t, 1, func(c *smtplb.Config) {
+					c.Relays[0].Conns.MaxMessages = 1
+					set(c, smtplb.Rate{N: 1, Per: time.Hour, Burst: 1})
+					config = *c
+				})
+				defer h.close()
+				h.sends(envelope("x@example.com"), "accepted")
+				h.sends(envelope("x@example.com"), "deferred")
+				config.Relays = slices.Clone(config.Relays)
+				set(&config, smtplb.Rate{N: 1, Burst: 1})
+				h.update(config)
+				begun := time.Now()
+				h.sends(envelope("x@example.com"), "accepted")
+				h.sends(envelope("x@example.com"), "accepted")
+				if took := time.Since(begun); took < 2*time.Second-time.Millisecond || took > 2*time.Second+time.Millisecond {
+					t.Errorf("two more went after %v", took)
+				}
+			})
+		})
+	}
+}
+
+// Who is tried at a relay whose limits don't allow it, and leaves by another, keeps nobody waiting.
+func TestWhoGoesElsewhereKeepsNobody(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		h := newHouse(t, 2, func(c *smtplb.Config) {
+			c.Balancer = smtplb.FirstAvailable()
+			c.Routes = []smtplb.Route{{Recipients: []string{"a.example"}, Relays: []string{"r0"}}}
+			c.Relays[0].Limits.Recipients = smtplb.Rate{N: 1, Burst: 3}
+		})
+		defer h.close()
+		three := envelope("a@example.com", "b@example.com", "c@example.com")
+		for _, want := range []string{"r0", "r1"} {
+			if r, err := h.pool.Deliver(t.Context(), three); err != nil || relaysTried(r) != want {
+				t.Errorf("%v: %v", r, err)
+			}
+		}
+		begun := time.Now()
+		h.sends(envelope("x@a.example"), "accepted")
+		if took := time.Since(begun); took < time.Second-time.Millisecond || took > time.Second+time.Millisecond {
+			t.Errorf("one recipient went after %v", took)
 		}
 	})
 }
