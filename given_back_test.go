@@ -215,25 +215,31 @@ func TestDenialEndsWithAnUpdate(t *testing.T) {
 	})
 }
 
-// In a DeliverAll MaxWait doesn't end the wait for a limit that is waited for as long as it takes.
+// In a DeliverAll MaxWait doesn't end the wait for a limit that is waited for as long as it takes, also where all connections are in use just then.
 func TestBulkWaitsForLimitsBeyondMaxWait(t *testing.T) {
 	t.Parallel()
-	bubble(t, func(t *testing.T) {
-		h := newHouse(t, 1, func(c *smtplb.Config) {
-			c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
-			c.MaxWait, c.MaxThrottleWait = 3*time.Second, -1
-		})
-		defer h.close()
-		begun := time.Now()
-		for r := range h.pool.DeliverAll(t.Context(), slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, 10)), smtplb.Bulk{InFlight: 10}) {
-			if r.Err != nil {
-				t.Errorf("after %v: %v", time.Since(begun), r.Err)
+	for _, busy := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			h := newHouse(t, 1, func(c *smtplb.Config) {
+				one(c)
+				c.Limits.Messages = smtplb.Rate{N: 1, Burst: 1}
+				c.MaxWait, c.MaxThrottleWait = 2500*time.Millisecond, -1
+			})
+			defer h.close()
+			if busy {
+				h.relays[0].On(smtptest.EndOfData).Delay(900 * time.Millisecond)
 			}
-		}
-		if took := time.Since(begun); took < 9*time.Second || took > 10*time.Second {
-			t.Errorf("it took %v", took)
-		}
-	})
+			begun := time.Now()
+			for r := range h.pool.DeliverAll(t.Context(), slices.Values(slices.Repeat([]*smtplb.Envelope{envelope("x@example.com")}, 10)), smtplb.Bulk{InFlight: 10}) {
+				if r.Err != nil {
+					t.Errorf("busy %v: after %v: %v", busy, time.Since(begun), r.Err)
+				}
+			}
+			if took := time.Since(begun); took < 9*time.Second || took > 10*time.Second {
+				t.Errorf("busy %v: it took %v", busy, took)
+			}
+		})
+	}
 }
 
 // What a relay that warms up won't ever take isn't waited for, however long a limit may be.
@@ -351,6 +357,7 @@ func TestWhoGoesElsewhereKeepsNobody(t *testing.T) {
 			}
 		}
 		begun := time.Now()
+		time.Sleep(100 * time.Millisecond) // whose place in the queue is another
 		h.sends(envelope("x@a.example"), "accepted")
 		if took := time.Since(begun); took < time.Second-time.Millisecond || took > time.Second+time.Millisecond {
 			t.Errorf("one recipient went after %v", took)
