@@ -199,3 +199,38 @@ func TestShortFareIsNoSecond(t *testing.T) {
 		}
 	})
 }
+
+// Of the warm-ups of both relays of a race each is given back its own.
+func TestRaceOfWarmups(t *testing.T) {
+	for _, first := range []int{0, 1} { // to end
+		synctest.Test(t, func(t *testing.T) {
+			c := twoRelays(PerSecond(1000), Rate{})
+			for i := range c.Relays {
+				c.Relays[i].Warmup.Curve = []int{2400}
+			}
+			p, err := New(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			relays := p.fleet.Load().relays
+			f := priced(t, p) // has the warm-ups ask their store
+			synctest.Wait()
+			for _, r := range relays { // and that they are asked has them take some of it
+				r.warmWait(f)
+			}
+			f = priced(t, p)
+			synctest.Wait()
+			f.Pay(relays[0].lane, time.Now(), false)
+			f.Pay(relays[1].lane, time.Now(), false)
+			for _, i := range []int{first, 1 - first} {
+				f.End(relays[i].lane, time.Now(), i == 1, false) // r1 has sent it
+			}
+			for i, r := range relays {
+				if x := r.warming.Load().schedule.Today(time.Now()); x.Used != i || len(f.warm) != 0 || f.short.Load() {
+					t.Errorf("%s: %d are used; %d are still paid for", r.name, x.Used, len(f.warm))
+				}
+			}
+		})
+	}
+}
