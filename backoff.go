@@ -258,7 +258,13 @@ func (a *attempt) relaxes(now time.Time) {
 	if !r.strain.some.Load() {
 		return
 	}
-	for _, p := range a.d.providersOf(a.d.who) {
+	var taken []int // d.who are those of the next batch by now, of which there is none
+	for i := range a.d.rcpts {
+		if x := &a.d.rcpts[i]; x.outcome == Accepted && x.attempt == a.number {
+			taken = append(taken, i)
+		}
+	}
+	for _, p := range a.d.providersOf(taken) {
 		if t := r.strain.mailbox(p.Name); t != nil {
 			r.relax(t, now, inUse)
 		}

@@ -28,6 +28,9 @@ func TestDialsHeldBack(t *testing.T) {
 				t.Errorf("fresh %v: %v", fresh, wait)
 			}
 		}
+		if !r.mustDial() {
+			t.Error("a message needs no new connection, where there is none")
+		}
 		c.Relays[0].Limits.Connections = PerMinute(6)
 		if err := p.Update(c); err != nil {
 			t.Fatal(err)

@@ -3,6 +3,7 @@ package smtplb_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,38 @@ func TestLongestLimitIsNamed(t *testing.T) {
 		{"the same of the pool", func(c *smtplb.Config) {
 			c.Limits = smtplb.Limits{Messages: smtplb.Rate{N: 1, Per: time.Minute, Burst: 1}, Recipients: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}
 		}, "pool", "", "pool: over its limit of 1/day, burst 1 recipients", 24 * time.Hour},
+		{"a day's messages before a minute's recipients", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Recipients: smtplb.Rate{N: 1, Per: time.Minute, Burst: 1}, Messages: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}
+		}, "relay", "r0", "relay r0: over its limit of 1/day, burst 1 messages", 24 * time.Hour},
+		{"a stream before the pool", func(c *smtplb.Config) {
+			c.Streams = []smtplb.Stream{{Name: "s", Limits: smtplb.Limits{Messages: hourly(2)}}}
+			c.Limits.Messages = hourly(60)
+		}, "stream", "s", "stream s: over its limit of 2/h", 30 * time.Minute},
+		{"the pool before the sender", func(c *smtplb.Config) {
+			c.Limits.Messages, c.PerSender.Messages = hourly(2), hourly(60)
+		}, "pool", "", "pool: over its limit of 2/h", 30 * time.Minute},
+		{"the pool before a relay", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Limits.Messages, c.Relays[0].Limits.Messages = hourly(2), hourly(60)
+		}, "pool", "", "pool: over its limit of 2/h", 30 * time.Minute},
+		{"messages before new connections", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Messages: hourly(2), Connections: hourly(60)}
+			c.Relays[0].Conns.MaxMessages = 1
+		}, "relay", "r0", "relay r0: over its limit of 2/h, burst 1 messages", 30 * time.Minute},
+		{"new connections that aren't needed", func(c *smtplb.Config) {
+			c.Relays = c.Relays[:1]
+			c.Relays[0].Limits = smtplb.Limits{Messages: hourly(60), Connections: hourly(2)}
+			c.Relays[0].Conns.MaxIdleTime = time.Hour
+		}, "relay", "r0", "relay r0: over its limit of 60/h, burst 1 messages", time.Minute},
+		{"a sender's messages, and not the recipients", func(c *smtplb.Config) {
+			c.PerSender = smtplb.Limits{Messages: hourly(2), Recipients: smtplb.PerSecond(1000)}
+		}, "sender", "example.com", "the sender is over its limit", 30 * time.Minute},
+		{"a pool whose other relay has no limit", func(c *smtplb.Config) {
+			c.Balancer = smtplb.FirstAvailable()
+			c.Limits.Messages, c.Relays[0].Limits.Messages = hourly(2), hourly(1)
+		}, "pool", "", "pool: over its limit of 2/h", 30 * time.Minute},
 		{"the pool behind a stream", func(c *smtplb.Config) {
 			c.Streams = []smtplb.Stream{{Name: "s", Limits: smtplb.Limits{Messages: hourly(60)}}}
 			c.Limits.Messages = hourly(2)
@@ -82,14 +115,16 @@ func TestLongestLimitIsNamed(t *testing.T) {
 func TestFirstFreeRelayIsNamed(t *testing.T) {
 	t.Parallel()
 	for _, x := range []struct {
-		every    time.Duration // of r0, r1 and r2 the first, second, third part
+		every    time.Duration // of r0, r1 and r2 the first, second, third part, or the other way round
 		deferred bool
-	}{{30 * time.Minute, true}, {30 * time.Second, false}} {
+		first    int
+	}{{30 * time.Minute, true, 2}, {30 * time.Second, false, 2}, {30 * time.Minute, true, 0}, {30 * time.Second, false, 0}} {
+		key := fmt.Sprint("r", x.first)
 		bubble(t, func(t *testing.T) {
 			h := newHouse(t, 3, func(c *smtplb.Config) {
 				c.Balancer = smtplb.FirstAvailable()
 				for i := range c.Relays {
-					c.Relays[i].Limits.Messages = smtplb.Rate{N: float64(i + 1), Per: x.every, Burst: 1}
+					c.Relays[i].Limits.Messages = smtplb.Rate{N: float64(3 - max(i-x.first, x.first-i)), Per: x.every, Burst: 1}
 				}
 			})
 			defer h.close()
@@ -97,7 +132,7 @@ func TestFirstFreeRelayIsNamed(t *testing.T) {
 				h.sends(envelope("x@example.com"), "accepted")
 			}
 			p, err := h.pool.Explain(context.Background(), envelope("x@example.com"))
-			if err != nil || !strings.HasPrefix(p.Limit, "relay r2: over its limit of ") {
+			if err != nil || !strings.HasPrefix(p.Limit, "relay "+key+": over its limit of ") {
 				t.Errorf("%v, %q", err, p.Limit)
 			}
 			if !x.deferred {
@@ -108,7 +143,7 @@ func TestFirstFreeRelayIsNamed(t *testing.T) {
 			}
 			_, err = h.pool.Deliver(context.Background(), envelope("x@example.com"))
 			var te *smtplb.ThrottledError
-			if !errors.As(err, &te) || te.Key != "r2" || te.Reason != p.Limit || (te.RetryAfter-x.every/3).Abs() > time.Second {
+			if !errors.As(err, &te) || te.Key != key || te.Reason != p.Limit || (te.RetryAfter-x.every/3).Abs() > time.Second {
 				t.Errorf("%v: %+v", err, te)
 			}
 		})
@@ -148,6 +183,7 @@ func TestLimitOfNewConnectionsIsNamed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		h := newHouse(t, 1, func(c *smtplb.Config) {
 			c.Relays[0].Limits.Connections = smtplb.Rate{N: 3, Per: time.Minute, Burst: 1}
+			c.PerSender.Messages = smtplb.PerSecond(1000) // which isn't reached
 			c.Relays[0].Conns.MaxMessages = 1
 		})
 		defer h.close()
