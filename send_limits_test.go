@@ -3,7 +3,6 @@ package smtplb_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"strings"
 	"sync"
@@ -228,6 +227,6 @@ func TestRefusedBeforeItWasGivenLess(t *testing.T) {
 		})
 	}
 	if said[true] != said[false] || said[true] == "" {
-		t.Error(fmt.Sprintf("%q, and without a late refusal %q", said[true], said[false]))
+		t.Errorf("%q, and without a late refusal %q", said[true], said[false])
 	}
 }

@@ -109,12 +109,12 @@ func TestOneTetherOutlastsAnother(t *testing.T) {
 
 // A message that a relay takes in several transactions uses up as many of what it is held back to, and gives as many back.
 func TestTransactionsOfARelayHeldBack(t *testing.T) {
-	strainedRelay(t, func(p *Pool, c Config, r *relay) {
+	strainedRelay(t, func(p *Pool, c Config, _ *relay) {
 		c.Relays[0].Profile = Profile{Name: "small", MaxRecipients: 2}
 		if err := p.Update(c); err != nil {
 			t.Fatal(err)
 		}
-		r = p.fleet.Load().relays[0]
+		r := p.fleet.Load().relays[0]
 		r.holdBack(&r.strain.account, time.Now(), backoff.Signal{Kind: backoff.Throttle})
 		time.Sleep(time.Minute)
 		now, pace := time.Now(), r.strain.account.pace
