@@ -379,9 +379,10 @@ func (c *Config) validate() (*checked, error) {
 		return nil, err
 	}
 	own := *c
-	own.Relays, own.Routes = slices.Clone(c.Relays), slices.Clone(c.Routes)
+	own.Relays, own.Routes, own.Streams = slices.Clone(c.Relays), slices.Clone(c.Routes), slices.Clone(c.Streams)
 	for i := range own.Relays { // what DNS changes is put together from these again
-		own.Relays[i].Tags = slices.Clone(own.Relays[i].Tags)
+		x := &own.Relays[i]
+		x.Tags, x.Warmup = slices.Clone(x.Tags), x.Warmup.clone()
 	}
 	for i := range own.Routes {
 		x := &own.Routes[i]

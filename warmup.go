@@ -182,6 +182,16 @@ func (w *Warmup) config(writer string) warmup.Config {
 	return c
 }
 
+// clone is a copy that the caller's can't change.
+func (w *Warmup) clone() Warmup {
+	own := *w
+	own.Curve, own.PerProvider = slices.Clone(w.Curve), maps.Clone(w.PerProvider)
+	for name, curve := range own.PerProvider {
+		own.PerProvider[name] = slices.Clone(curve)
+	}
+	return own
+}
+
 // count is what a message to so many recipients counts.
 func (w *Warmup) count(recipients int) int {
 	if w.Unit == WarmupMessages {

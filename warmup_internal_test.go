@@ -52,6 +52,37 @@ func TestWarmupValidate(t *testing.T) {
 	}
 }
 
+// What the caller does to the configuration afterwards changes nothing: DNS has the relays put together from it again, at any time.
+func TestConfigIsCopied(t *testing.T) {
+	configure := func() *Config {
+		c := plainConfig()
+		c.Relays[0].Tags, c.Relays[0].Warmup = []string{"a"}, Warmup{Curve: []int{1, 2}, PerProvider: map[string][]int{"gmail": {3, 4}, "yahoo": {5}}}
+		c.Streams = []Stream{{Name: "bulk", Lag: time.Second}}
+		c.Routes = []Route{{Recipients: []string{"example.com"}, Tags: []string{"a"}}}
+		return &c
+	}
+	theirs, want := configure(), configure()
+	valid, err := theirs.validate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &theirs.Relays[0]
+	x.Tags[0], x.Warmup.Curve[0], x.Warmup.PerProvider["gmail"][0] = "b", 7, 7
+	delete(x.Warmup.PerProvider, "yahoo")
+	theirs.Streams[0].Lag, theirs.Routes[0].Tags[0] = time.Hour, "b"
+	theirs.Relays[1].Name = "other"
+	same := cmp.Options{cmp.Comparer(func(a, b Warmup) bool { return cmp.Equal(a.Curve, b.Curve) && cmp.Equal(a.PerProvider, b.PerProvider) })}
+	for i, r := range valid.Relays {
+		w := want.Relays[i]
+		if r.Name != w.Name || !cmp.Equal(r.Tags, w.Tags) || !cmp.Equal(r.Warmup, w.Warmup, same) {
+			t.Errorf("relay %d: %+v, want %+v", i, r, w)
+		}
+	}
+	if valid.Streams[0] != want.Streams[0] || !cmp.Equal(valid.Routes[0].Tags, want.Routes[0].Tags) {
+		t.Errorf("%+v, %+v", valid.Streams, valid.Routes)
+	}
+}
+
 func TestWarmupConfig(t *testing.T) {
 	east := time.FixedZone("east", 10*60*60)
 	w := Warmup{Start: time.Date(2026, 3, 3, 5, 0, 0, 0, east), Advance: AdvanceDelivered, PerProvider: map[string][]int{"Gmail": {1}}}
