@@ -60,7 +60,7 @@ type Config struct {
 	Limiter Limiter
 	// Store keeps what must outlive the process: how far the Relay.Warmup of each relay is. nil: the pool's memory.
 	Store Store
-	// MaxThrottleWait bounds how long a message waits for a limit, before each of its attempts. Default: 30 s. Negative: only the caller's context bounds it. A wait that is longer than what is left of the context's time (see Deliver) doesn't begin either. In a DeliverAll what is waited for because of others of the same loop doesn't count. Who goes on waiting, so or for a connection, looks again after as long once more, and 100 ms at the least.
+	// MaxThrottleWait bounds how long a message waits for a limit, before each of its attempts. Default: 30 s. Negative: only the caller's context bounds it. A wait that is longer than what is left of the context's time (see Deliver) doesn't begin either. In a DeliverAll what is waited for because of others of the same loop doesn't count. What goes on waiting all the same, for a limit or for a connection, looks again after as long once more, and after 100 ms at the least.
 	MaxThrottleWait time.Duration
 	// LocalName is the name given in EHLO (RFC 5321 §4.1.1.1). Default: the host's name where it is fully qualified, else "localhost".
 	LocalName string

@@ -175,8 +175,12 @@ func (s *Schedule) takeLocked(t int64, share Share) Taken {
 		s.news[s.date] = x
 	}
 	x := Taken{day: s.date, n: n}
-	for i, b := range [...]*book{&s.relay, s.providers[share.Provider]} {
-		if b != nil && b.limit > 0 && !(share.Within && b == &s.relay) {
+	relay := &s.relay
+	if share.Within {
+		relay = nil
+	}
+	for i, b := range [...]*book{relay, s.providers[share.Provider]} {
+		if b != nil && b.limit > 0 {
 			b.take(t, n)
 			x.books[i] = b
 		}
