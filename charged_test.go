@@ -145,3 +145,20 @@ func TestWhatAMessageIsCharged(t *testing.T) {
 		})
 	}
 }
+
+// What was used of a Route's limits goes by its name, wherever in Config.Routes an Update puts it; what comes to its place begins with limits of its own.
+func TestRouteKeepsWhatWasUsed(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		route := func(name string) smtplb.Route {
+			return smtplb.Route{Name: name, Recipients: []string{name + ".example"}, Relays: []string{"r0"}, Limits: smtplb.Limits{Messages: smtplb.Rate{N: 1, Per: 24 * time.Hour, Burst: 1}}}
+		}
+		h := newHouse(t, 1, func(c *smtplb.Config) { c.Routes = []smtplb.Route{route("a")} })
+		defer h.close()
+		h.sends(envelope("x@a.example"), "accepted")
+		h.update(h.config(func(c *smtplb.Config) { c.Routes = []smtplb.Route{route("b"), route("a")} }))
+		h.sends(envelope("x@a.example"), "deferred")
+		h.sends(envelope("x@b.example"), "accepted")
+		h.sends(envelope("x@b.example"), "deferred")
+	})
+}
